@@ -1,0 +1,41 @@
+"""SAE feature extractions from a notebook: launched once, resumed, published exactly.
+
+>>> import extraction_kit as xk
+>>> ws = xk.Workspace("extractions")  # doctest: +SKIP
+>>> ws.register_training("my-sae", sae="path/to/sae", model="path/to/model")  # doctest: +SKIP
+>>> run = ws.launch("my-sae", corpus="texts.jsonl")  # doctest: +SKIP
+>>> run.wait().features()  # doctest: +SKIP
+"""
+
+from extraction_kit.config import ExtractionConfig, Settings
+from extraction_kit.corpora import Corpus
+from extraction_kit.errors import ExtractionKitError, Failure, Refused
+from extraction_kit.lifecycle import RunState
+from extraction_kit.run import Run
+from extraction_kit.trainings import Training
+from extraction_kit.workspace import (
+    Workspace,
+    launch,
+    register_training,
+    runs,
+    sql,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Corpus",
+    "ExtractionConfig",
+    "ExtractionKitError",
+    "Failure",
+    "Refused",
+    "Run",
+    "RunState",
+    "Settings",
+    "Training",
+    "Workspace",
+    "launch",
+    "register_training",
+    "runs",
+    "sql",
+]

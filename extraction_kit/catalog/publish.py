@@ -1,0 +1,200 @@
+"""Results become visible whole, once, and never change: stage, publish, verify."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from extraction_kit.atomic import (
+    fsync_folder,
+    move_folder,
+    remove_folder,
+    unusable,
+    write_file,
+    write_json,
+)
+from extraction_kit.catalog.tables import (
+    EXAMPLES,
+    FEATURES,
+    HISTOGRAMS,
+    RESULT_TABLES,
+    examples_table,
+    features_table,
+    histograms_table,
+)
+from extraction_kit.config import STATISTICS_FORMAT
+from extraction_kit.errors import ResultsDamaged, WorkspaceUnusable
+from extraction_kit.results import ExtractionResult, result_digest
+
+MANIFEST = "manifest.json"
+ROW_GROUP = 8192
+_ARROW = {
+    FEATURES: features_table,
+    HISTOGRAMS: histograms_table,
+    EXAMPLES: examples_table,
+}
+_MEASURED = frozenset({"sha256", "rows", "bytes"})
+
+
+def stage(folder: Path, result: ExtractionResult, manifest: Mapping[str, Any]) -> None:
+    """Write `result` into `folder`, where nobody looks for results; manifest last.
+
+    What a killed process of the same attempt left there is removed first. Everything is on
+    disk when this returns.
+
+    Parameters
+    ----------
+    folder : Path
+        ``Paths.staging_of(run_id, attempt)``.
+    result : ExtractionResult
+        What was found.
+    manifest : mapping
+        Whose numbers they are: run_id, attempt, training, config, settings, corpus. Added
+        are ``summary`` and ``provenance`` of the result (unless given), ``format``,
+        ``result_digest`` and ``files`` (name to sha256, rows, bytes).
+
+    Raises
+    ------
+    WorkspaceUnusable
+        The disk is full or not writable; `folder` is removed again.
+    """
+    remove_folder(folder)
+    try:
+        folder.mkdir(parents=True)
+        files = {
+            table.file: _write_table(folder / table.file, arrow(result))
+            for table, arrow in _ARROW.items()
+        }
+        whole = {
+            "summary": result.summary,
+            "provenance": result.provenance,
+            **manifest,
+            "format": STATISTICS_FORMAT,
+            "result_digest": result_digest(result),
+            "files": files,
+        }
+        write_json(folder / MANIFEST, _json(whole))
+        fsync_folder(folder.parent)
+    except WorkspaceUnusable:
+        remove_folder(folder)
+        raise
+    except OSError as error:
+        remove_folder(folder)
+        raise unusable(folder, error) from error
+
+
+def _write_table(path: Path, table: pa.Table) -> dict[str, Any]:
+    def write(temporary: Path) -> None:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
+
+    write_file(path, write)
+    return _measure(path)
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    rows = pq.read_metadata(path).num_rows
+    return {"sha256": sha256, "rows": rows, "bytes": path.stat().st_size}
+
+
+def _json(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Return JSON values: numpy scalars as Python's, NaN and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def publish(staged: Path, final: Path) -> bool:
+    """Make `staged` the result of its run by one rename; the first one wins.
+
+    Returns
+    -------
+    bool
+        True if this one is published; False if another was there before, in which case
+        `staged` is removed and nothing else changes.
+
+    Raises
+    ------
+    ResultsDamaged
+        `staged` is not whole, or what is at `final` is no result. Nothing is changed.
+    """
+    if read_manifest(staged) is None:
+        if read_manifest(final) is not None:
+            return False
+        msg = f"{staged} holds no whole result; resume the run, it is staged again"
+        raise ResultsDamaged(msg)
+    if move_folder(staged, final):
+        return True
+    if read_manifest(final) is None:
+        msg = (
+            f"{final} exists, but holds no whole result, so the new one stays in {staged}. "
+            f"Move {final} out of the way, then resume the run: it is published at once"
+        )
+        raise ResultsDamaged(msg)
+    remove_folder(staged)
+    return False
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a staged or published result; None if absent or torn."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return manifest if _whole(manifest) else None
+
+
+def _whole(manifest: object) -> bool:
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    return isinstance(files, dict) and all(
+        isinstance(files.get(table.file), dict) and files[table.file].keys() >= _MEASURED
+        for table in RESULT_TABLES
+    )
+
+
+def verify(folder: Path) -> list[str]:
+    """Return what is wrong with a result, one sentence each; [] when it is sound.
+
+    Reads every byte: about 1 s per GB.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return [f"{folder / MANIFEST} is missing or torn"]
+    problems = [
+        _problem(folder / name, expected) for name, expected in manifest["files"].items()
+    ]
+    return [problem for problem in problems if problem]
+
+
+def _problem(path: Path, expected: Mapping[str, Any]) -> str:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"{path} has {size} bytes, the manifest says {expected['bytes']}"
+        found = _measure(path)
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except (OSError, pa.ArrowException) as error:
+        return f"{path} cannot be read: {error}"
+    for name in ("sha256", "rows"):
+        if found[name] != expected[name]:
+            return f"{path} has {name} {found[name]}, the manifest says {expected[name]}"
+    return ""
+
+
+def staged_and_sound(staged: Path) -> bool:
+    """Return whether a staged result is whole to the last bit, fit to be adopted."""
+    return read_manifest(staged) is not None and not verify(staged)

@@ -1,0 +1,249 @@
+"""One run at a time, straight from its files: milliseconds, however many runs there are."""
+
+import functools
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from extraction_kit.catalog.memory import Memory
+from extraction_kit.catalog.publish import read_manifest
+from extraction_kit.catalog.relations import scan
+from extraction_kit.catalog.tables import EXAMPLES, FEATURES, HISTOGRAMS
+from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
+from extraction_kit.results import GROUPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleWindow:
+    """One example with its surroundings, ready to be shown."""
+
+    rank: int
+    act: float
+    """Activation at the peak."""
+    context: int
+    pos: int
+    """Position of the peak in its context."""
+    start: int
+    """Position of the first token of the window; the peak is token ``pos - start``."""
+    token_ids: list[int]
+    tokens: list[str]
+    acts: list[float]
+    """Activation of each token, 0.0 where the feature is not active."""
+
+
+def features(folder: Path) -> duckdb.DuckDBPyRelation:
+    """Return the features of a published run, in order.
+
+    Raises
+    ------
+    ResultsDamaged
+        The file is missing or cannot be read.
+    """
+    return _query(folder, f"FROM {scan([folder / FEATURES.file])} ORDER BY feature")
+
+
+def examples(
+    folder: Path,
+    feature: SupportsIndex | None = None,
+    *,
+    k: int | None = None,
+    group: str = "top",
+) -> duckdb.DuckDBPyRelation:
+    """Return the examples of one feature of a published run, or of all features.
+
+    Parameters
+    ----------
+    folder : Path
+        ``Paths.results_of(run_id)``.
+    feature : int, optional
+        All features if None.
+    k : int, optional
+        At most so many per feature.
+    group : str
+        One of `results.GROUPS`.
+
+    Raises
+    ------
+    UnknownFeature
+        `feature` is outside the SAE.
+    BadQuery
+        There is no such group.
+    ResultsDamaged
+        The file is missing or cannot be read.
+    """
+    return _query(folder, _examples_sql(folder, feature, k=k, group=group))
+
+
+def _examples_sql(
+    folder: Path, feature: SupportsIndex | None, *, k: int | None, group: str
+) -> str:
+    if group not in GROUPS:
+        msg = f"group={group!r}: one of {', '.join(map(repr, GROUPS))} is allowed"
+        raise BadQuery(msg)
+    wanted = [f"\"group\" = '{group}'"]
+    if feature is not None:
+        wanted.append(f"feature = {_check_feature(folder, feature)}")
+    if k is not None:
+        wanted.append(f"rank < {operator.index(k)}")
+    source = scan([folder / EXAMPLES.file])
+    return f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank"
+
+
+def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
+    """Return the active tokens of a feature per bin of `results.bin_edges`, int64 [N_BINS].
+
+    Raises
+    ------
+    UnknownFeature
+        `feature` is outside the SAE.
+    ResultsDamaged
+        The file is missing or cannot be read.
+    """
+    number = _check_feature(folder, feature)
+    source = scan([folder / HISTOGRAMS.file])
+    found = _query(folder, f"SELECT hist FROM {source} WHERE feature = {number}")  # noqa: S608 - an integer
+    with _readable(folder):
+        return np.asarray(found.fetchall()[0][0], dtype=np.int64)
+
+
+def example_windows(
+    folder: Path,
+    feature: SupportsIndex,
+    *,
+    contexts: Path,
+    vocab: Path,
+    k: int = 20,
+    group: str = "top",
+) -> list[ExampleWindow]:
+    """Return the first `k` examples of a feature with token texts and activations.
+
+    Parameters
+    ----------
+    folder : Path
+        ``Paths.results_of(run_id)``.
+    feature : int
+        Index of the feature; [] comes back if it is dead.
+    contexts : Path
+        ``contexts.parquet`` of the run's corpus.
+    vocab : Path
+        Token texts of its tokenizer.
+    k : int
+        At most so many.
+    group : str
+        One of `results.GROUPS`.
+
+    Raises
+    ------
+    UnknownFeature
+        `feature` is outside the SAE.
+    ResultsDamaged
+        A file of the run, or the context of an example, is missing or cannot be read.
+    """
+    rows = _rows(folder, _examples_sql(folder, feature, k=k, group=group))
+    if not rows:
+        return []
+    numbers = ", ".join(str(row["context"]) for row in rows)
+    found = _rows(
+        folder,
+        f"FROM {scan([contexts])} WHERE context IN ({numbers})",
+    )
+    tokens_of = {row["context"]: _token_ids(row["tokens"], row["n_tok"]) for row in found}
+    missing = [row["context"] for row in rows if row["context"] not in tokens_of]
+    if missing:
+        msg = f"{contexts} lacks context {missing[0]}: it is not the corpus of {folder}"
+        raise ResultsDamaged(msg)
+    texts, after = _texts(vocab), _tokens_after(folder)
+    windows = [
+        tokens_of[row["context"]][row["start"] : row["pos"] + after + 1] for row in rows
+    ]
+    return [
+        _window(row, ids.tolist(), texts) for row, ids in zip(rows, windows, strict=True)
+    ]
+
+
+def _window(row: dict[str, Any], token_ids: list[int], texts: list[str]) -> ExampleWindow:
+    acts = [0.0] * len(token_ids)
+    for offset, value in zip(row["act_off"], row["act_val"], strict=True):
+        acts[offset] = value
+    return ExampleWindow(
+        rank=row["rank"],
+        act=row["act"],
+        context=row["context"],
+        pos=row["pos"],
+        start=row["start"],
+        token_ids=token_ids,
+        tokens=[texts[token] for token in token_ids],
+        acts=acts,
+    )
+
+
+def _token_ids(blob: bytes, n_tok: int) -> np.ndarray:
+    return np.frombuffer(blob, dtype="<u2" if len(blob) == 2 * n_tok else "<u4")
+
+
+def _tokens_after(folder: Path) -> int:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        msg = f"the manifest in {folder} is missing or torn"
+        raise ResultsDamaged(msg)
+    return int(manifest["config"]["window"][1])
+
+
+@functools.lru_cache(maxsize=4)
+def _texts(vocab: Path) -> list[str]:
+    """Return the text of each token id; the file never changes under its name."""
+    with _readable(vocab):
+        table = pq.read_table(vocab, columns=["token_id", "text"])
+    ids = table["token_id"].to_pylist()
+    texts = [""] * (max(ids, default=-1) + 1)
+    for token, text in zip(ids, table["text"].to_pylist(), strict=True):
+        texts[token] = text
+    return texts
+
+
+def _check_feature(folder: Path, feature: SupportsIndex) -> int:
+    with _readable(folder):
+        d_sae = pq.read_metadata(folder / FEATURES.file).num_rows
+    try:
+        number = operator.index(feature)
+    except TypeError:
+        raise UnknownFeature(feature=feature, d_sae=d_sae) from None
+    if isinstance(feature, bool) or not 0 <= number < d_sae:
+        raise UnknownFeature(feature=feature, d_sae=d_sae)
+    return number
+
+
+@functools.cache
+def _memory() -> Memory:
+    return Memory()
+
+
+def _query(folder: Path, query: str) -> duckdb.DuckDBPyRelation:
+    with _readable(folder):
+        return _memory().cursor().sql(query)
+
+
+def _rows(folder: Path, query: str) -> list[dict[str, Any]]:
+    found = _query(folder, query)
+    with _readable(folder):
+        return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        msg = (
+            f"{path} cannot be read: {error}. "
+            "Type `extraction-kit doctor` to see which files are damaged"
+        )
+        raise ResultsDamaged(msg) from error

@@ -1,0 +1,160 @@
+"""What can be named in SQL: the same in the notebook and in the snapshot."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from extraction_kit.catalog.tables import (
+    CATALOG,
+    CONTEXTS,
+    LEDGER_TABLES,
+    RESULT_TABLES,
+    VOCAB,
+    Column,
+    Table,
+    rows_table,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogRows:
+    """What the ledger hands to the catalog: rows, and where the files are."""
+
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    """Keys are the columns of `tables.RUNS`; missing ones are NULL. Datetimes are aware."""
+    trainings: list[dict[str, Any]] = field(default_factory=list)
+    """As `tables.TRAININGS`."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """As `tables.EVENTS`."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Run id to its published folder ``run_id=<run id>``; committed runs only."""
+    corpora: Mapping[str, Path] = field(default_factory=dict)
+    """Corpus digest to its ``<digest>/contexts.parquet``."""
+    vocabs: Mapping[str, Path] = field(default_factory=dict)
+    """Tokenizer digest to its ``<digest>.parquet``."""
+
+
+@dataclass(frozen=True)
+class _Key:
+    """The column that tells the files of a view apart, read off their paths."""
+
+    column: Column
+    sql: str  # of `filename`, so that DuckDB opens matching files only
+
+
+_RUN = _Key(
+    Column("run_id", "VARCHAR", "", "run it belongs to"), "parse_path(filename)[-2][8:]"
+)
+_CORPUS = _Key(
+    Column("corpus_digest", "VARCHAR", "", "corpus it belongs to"),
+    "parse_path(filename)[-2]",
+)
+_TOKENIZER = _Key(
+    Column("tokenizer_digest", "VARCHAR", "", "tokenizer it belongs to"),
+    "parse_filename(filename, true)",
+)
+
+
+def populate(connection: duckdb.DuckDBPyConnection, rows: CatalogRows) -> None:
+    """Make or replace every table and view of the catalog, with comments, in one step."""
+    connection.execute("BEGIN")
+    try:
+        for table in LEDGER_TABLES:
+            _make_table(connection, table, rows_table(table, getattr(rows, table.name)))
+        for table in RESULT_TABLES:
+            paths = [folder / table.file for folder in rows.folders.values()]
+            _make_view(connection, table, key=_RUN, paths=paths)
+        _make_view(connection, CONTEXTS, key=_CORPUS, paths=rows.corpora.values())
+        _make_view(connection, VOCAB, key=_TOKENIZER, paths=rows.vocabs.values())
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _make_table(
+    connection: duckdb.DuckDBPyConnection, table: Table, content: pa.Table
+) -> None:
+    connection.register("_content", content)
+    connection.execute(f"CREATE OR REPLACE TABLE {table.name} AS FROM _content")
+    connection.unregister("_content")
+    _comment(connection, table, kind="TABLE", columns=table.columns)
+
+
+def _make_view(
+    connection: duckdb.DuckDBPyConnection, table: Table, *, key: _Key, paths: Iterable[Path]
+) -> None:
+    columns = (key.column, *table.columns)
+    query = _select(table, key, _readable_first(paths))
+    connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {query}")
+    _comment(connection, table, kind="VIEW", columns=columns)
+
+
+def _select(table: Table, key: _Key, paths: list[Path]) -> str:
+    if not paths:
+        columns = (key.column, *table.columns)
+        typed = ", ".join(f'NULL::{c.type} AS "{c.name}"' for c in columns)
+        return f"SELECT {typed} WHERE false"
+    names = ", ".join(f'"{column.name}"' for column in table.columns)
+    source = scan(paths, options=", filename=true")
+    return f'SELECT {key.sql} AS "{key.column.name}", {names} FROM {source}'  # noqa: S608 - our own names
+
+
+def _readable_first(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths that exist; one that can be read comes first, [] if none can.
+
+    DuckDB takes the types from the first file. A damaged one further on fails the queries
+    that need it, by name, and no other.
+    """
+    present = sorted(path for path in paths if path.is_file())
+    for number, path in enumerate(present):
+        try:
+            pq.read_metadata(path)
+        except (OSError, pa.ArrowException):
+            continue
+        return [path, *present[:number], *present[number + 1 :]]
+    return []
+
+
+def _comment(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    *,
+    kind: str,
+    columns: Iterable[Column],
+) -> None:
+    connection.execute(f"COMMENT ON {kind} {table.name} IS {literal(table.meaning)}")
+    for column in columns:
+        connection.execute(
+            f'COMMENT ON COLUMN {table.name}."{column.name}" IS {literal(column.comment)}'
+        )
+
+
+def scan(paths: Iterable[Path], options: str = "") -> str:
+    """Return the SQL that reads exactly these Parquet files.
+
+    Nothing is taken from names of folders (``user=ek`` is no column), and characters of
+    patterns in a path stand for themselves. Paths are absolute: a snapshot's views resolve
+    against the reader's working directory.
+    """
+    names = ", ".join(literal(_exact(path.absolute())) for path in paths)
+    return f"read_parquet([{names}], hive_partitioning=false{options})"
+
+
+def _exact(path: Path) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
+
+
+def literal(text: str) -> str:
+    """Return `text` as a SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def names_of_relations() -> str:
+    """Return what can be named in SQL, for messages."""
+    return ", ".join(table.name for table in CATALOG)

@@ -1,0 +1,158 @@
+"""Where an interrupted extraction continues: arrays and a cursor, whole or not at all.
+
+``<run>/a<attempt>/<number>/`` holds ``state.safetensors`` and ``checkpoint.json`` with its
+sha256. A folder gets its name only when both are on disk, so a process that dies at any
+instruction leaves the checkpoints before it as they were.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from extraction_kit import atomic
+from extraction_kit.errors import CheckpointUnusable, WorkspaceUnusable
+
+STATE = "state.safetensors"
+META = "checkpoint.json"
+CHECKPOINT_FORMAT = 1
+KEPT = 2
+"""Checkpoints that an attempt keeps: should the last be damaged, there is one before."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint on disk, found sound when it was looked at.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder.
+    meta : mapping
+        ``n_contexts_done``, ``n_tokens_done``, ``content_key``, ``fingerprint``,
+        ``corpus_digest``, ``saved_at`` and what else the engine noted.
+    """
+
+    path: Path
+    meta: Mapping[str, Any]
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Return the arrays.
+
+        Raises
+        ------
+        CheckpointUnusable
+            The file went away or was altered since.
+        """
+        try:
+            arrays: dict[str, np.ndarray] = load_file(self.path / STATE)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointUnusable(
+                f"checkpoint {self.path} cannot be read ({error}): delete that folder to "
+                "continue from the one before, or from the beginning"
+            ) from error
+        return arrays
+
+
+def save(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
+    """Write the next checkpoint of one attempt and drop all but the last two.
+
+    Parameters
+    ----------
+    folder : Path
+        The attempt's own folder; nobody else writes in it.
+    arrays : mapping of str to ndarray
+        The state of all statistics.
+    meta : mapping
+        Plain JSON values; ``n_contexts_done`` is the cursor. ``saved_at`` is added.
+
+    Returns
+    -------
+    Path
+        The new checkpoint.
+
+    Raises
+    ------
+    WorkspaceUnusable
+        The disk is full or not writable; the earlier checkpoints are untouched.
+    """
+    earlier = sorted(_numbered(folder))
+    number = int(earlier[-1].name) + 1 if earlier else 1
+    final = folder / f"{number:06d}"
+    staged = atomic.temporary_beside(final)
+    try:
+        staged.mkdir(parents=True)
+        save_file(dict(arrays), staged / STATE)
+        atomic.fsync_file(staged / STATE)
+        values = {
+            **meta,
+            "format": CHECKPOINT_FORMAT,
+            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "sha256": _sha256(staged / STATE),
+        }
+        atomic.write_json(staged / META, values)
+        atomic.move_folder(staged, final)
+    except OSError as error:
+        raise atomic.unusable(final, error) from error
+    except SafetensorError as error:
+        raise WorkspaceUnusable(
+            f"cannot write {final}: {error}. Free some space, then resume"
+        ) from error
+    finally:
+        atomic.remove_folder(staged)
+    for old in earlier[: len(earlier) + 1 - KEPT]:
+        atomic.remove_folder(old)
+    return final
+
+
+def best(run_folder: Path) -> Checkpoint | None:
+    """Return the sound checkpoint that is furthest on, over all attempts at a run.
+
+    A torn or altered one is passed over. None if there is no sound one.
+    """
+    found = [
+        Checkpoint(folder, meta)
+        for attempt in sorted(run_folder.glob("a*"))
+        for folder in _numbered(attempt)
+        if (meta := _read_meta(folder)) is not None
+    ]
+    found.sort(key=lambda each: (each.meta["n_contexts_done"], each.meta["saved_at"]))
+    return next((each for each in reversed(found) if _sound(each)), None)
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (each for each in folder.iterdir() if each.name.isdecimal())
+
+
+def _read_meta(folder: Path) -> dict[str, Any] | None:
+    try:
+        meta = json.loads((folder / META).read_bytes())
+        known = (
+            meta["format"] == CHECKPOINT_FORMAT
+            and isinstance(meta["n_contexts_done"], int)
+            and isinstance(meta["saved_at"], str)
+            and isinstance(meta["sha256"], str)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return meta if known else None
+
+
+def _sound(checkpoint: Checkpoint) -> bool:
+    try:
+        return _sha256(checkpoint.path / STATE) == checkpoint.meta["sha256"]
+    except OSError:
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

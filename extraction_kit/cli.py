@@ -1,0 +1,231 @@
+"""The command ``extraction-kit``.
+
+Exit codes: 0 done, 1 what was asked for failed or was refused, 2 wrong usage.
+"""
+
+import argparse
+import json
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from extraction_kit.config import ExtractionConfig
+from extraction_kit.doctor import examine
+from extraction_kit.errors import BadConfig, ExtractionKitError
+from extraction_kit.lifecycle import RunState
+from extraction_kit.monitor import look, watch
+from extraction_kit.paths import find_workspace
+from extraction_kit.views import RunView
+from extraction_kit.workbench import KIT_VERSION, Workbench
+from extraction_kit.worker import serve
+from extraction_kit.workspace import Workspace
+
+OK, FAILED, USAGE = 0, 1, 2
+
+_STATUS_FIELDS = (
+    "run_id", "training_id", "generation", "state", "attempt", "job_id", "progress",
+    "n_tokens_done", "n_tokens", "created_at", "completed_at", "results_dir", "error",
+    "findings", "advice",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.call(arguments)
+    except ExtractionKitError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="extraction-kit",
+        description="SAE feature extractions: launched once, resumed, published exactly.",
+    )
+    parser.add_argument("--version", action="version", version=KIT_VERSION)
+    parser.add_argument(
+        "--workspace",
+        type=Path,
+        metavar="DIR",
+        help="default: EXTRACTION_KIT_HOME, else the nearest .extraction_kit",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add(commands, "up", _up, help_="start the embedded server and a worker")
+    _add(commands, "down", _down, help_="stop them; a running job writes a checkpoint")
+    status = _add(commands, "status", _status, help_="show all runs, the newest first")
+    status.add_argument("run_id", nargs="?", help="one run, with its events")
+    status.add_argument("--json", action="store_true", help="a list of objects")
+    worker = _add(commands, "worker", _worker, help_="serve the queue in this terminal")
+    worker.add_argument("--burst", action="store_true", help="stop when the queue is empty")
+    _add_launch(commands)
+    for name, call, help_ in (
+        ("resume", _resume, "continue a failed, cancelled or interrupted run"),
+        ("cancel", _cancel, "stop a run at its next batch"),
+    ):
+        _add(commands, name, call, help_=help_).add_argument("run_id")
+    monitor = _add(
+        commands, "monitor", _monitor, help_="reconcile, and alert about stuck runs"
+    )
+    monitor.add_argument("--once", action="store_true", help="look once, then end")
+    _add(commands, "doctor", _doctor, help_="check this machine and say what to do")
+    return parser
+
+
+def _add(
+    commands: Any,  # noqa: ANN401 - argparse has no public type for it
+    name: str,
+    call: Callable[[argparse.Namespace], int],
+    *,
+    help_: str,
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_, description=help_
+    )
+    command.set_defaults(call=call)
+    return command
+
+
+def _add_launch(commands: Any) -> None:  # noqa: ANN401 - see `_add`
+    launch = _add(commands, "launch", _launch, help_="launch an extraction, or find it")
+    launch.add_argument("training_id")
+    launch.add_argument("--corpus", required=True, help=".txt, .jsonl, .parquet or .npy")
+    launch.add_argument("--text-column", help="default: text")
+    launch.add_argument(
+        "--config", type=Path, help="TOML file with ExtractionConfig fields"
+    )
+    launch.add_argument("--n-tokens", type=int, help="valid tokens to measure")
+    launch.add_argument("--generation", type=int, help="compute completed content anew")
+    launch.add_argument("--wait", action="store_true", help="wait for the end")
+
+
+def _open(arguments: argparse.Namespace) -> Workspace:
+    return Workspace(arguments.workspace)
+
+
+# --- commands -------------------------------------------------------------------------------
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    workspace = _open(arguments)
+    workspace.up()
+    print(f"workspace {workspace.home}")
+    print(f"server    {workspace.settings.redis_url or 'embedded, alive'}")
+    print("worker    alive")
+    return OK
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    workspace = _open(arguments)
+    workspace.down()
+    print(f"stopped; runs and results of {workspace.home} stay as they are")
+    return OK
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    workspace = _open(arguments)
+    if arguments.run_id is not None and not arguments.json:
+        print(workspace.run(arguments.run_id).explain())
+        return OK
+    views = workspace.views()
+    if arguments.run_id is not None:
+        views = [workspace.run(arguments.run_id).view]
+    if arguments.json:
+        print(json.dumps([_row(view) for view in views], indent=1))
+    else:
+        _print_table(views)
+    return OK
+
+
+def _row(view: RunView) -> dict[str, Any]:
+    values = view.to_dict()
+    return {name: values[name] for name in _STATUS_FIELDS}
+
+
+def _print_table(views: Sequence[RunView]) -> None:
+    if not views:
+        print("no runs yet: launch one with ws.launch(...) or `extraction-kit launch`")
+    for view in views:
+        tokens = f"{view.n_tokens_done:,}/{view.n_tokens:,} tokens"
+        print(
+            f"{view.run_id}  {view.state:<12}{view.progress:>5.0%}  {tokens:>28}  "
+            f"{view.training_id} g{view.generation} a{view.attempt}  "
+            f"{view.created_at:%Y-%m-%d %H:%M}"
+        )
+        for note in view.findings:
+            print(f"    ! {note}")
+
+
+def _worker(arguments: argparse.Namespace) -> int:
+    home = (arguments.workspace or find_workspace()).expanduser().absolute()
+    serve(home, burst=arguments.burst)
+    return OK
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    workspace = _open(arguments)
+    run = workspace.launch(
+        arguments.training_id,
+        corpus=Path(arguments.corpus),
+        config=_config(arguments),
+        generation=arguments.generation,
+        text_column=arguments.text_column,
+        strict=False,
+    )
+    print(run.run_id if run.refusal is None else f"{run.run_id}: {run.refusal}")
+    if arguments.wait and run.refusal is None:
+        run.wait()
+        print(repr(run))
+    ended_badly = run.done() and run.state is not RunState.COMPLETED
+    return FAILED if ended_badly else OK
+
+
+def _config(arguments: argparse.Namespace) -> ExtractionConfig:
+    values: dict[str, Any] = {}
+    if arguments.config is not None:
+        try:
+            values = tomllib.loads(arguments.config.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            message = (
+                f"--config {arguments.config}: {error}. A TOML file with lines such as "
+            )
+            raise BadConfig(message + "`n_tokens = 1_000_000` is wanted") from error
+    if arguments.n_tokens is not None:
+        values["n_tokens"] = arguments.n_tokens
+    return ExtractionConfig.from_dict(values)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    print(repr(_open(arguments).run(arguments.run_id).resume()))
+    return OK
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    print(repr(_open(arguments).run(arguments.run_id).cancel()))
+    return OK
+
+
+def _monitor(arguments: argparse.Namespace) -> int:
+    home = (arguments.workspace or find_workspace()).expanduser().absolute()
+    bench = Workbench.open(home)
+    if arguments.once:
+        for line in look(bench):
+            print(line)
+    else:
+        watch(bench, lambda line: print(line, flush=True), threading.Event())
+    return OK
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    home = (arguments.workspace or find_workspace()).expanduser().absolute()
+    findings = examine(home)
+    for finding in findings:
+        print(finding)
+    return FAILED if any(finding.is_problem for finding in findings) else OK

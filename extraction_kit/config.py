@@ -1,0 +1,279 @@
+"""What is computed (`ExtractionConfig`, hashed) and where and how (`Settings`, recorded)."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Self, get_args
+
+from extraction_kit.errors import BadConfig, BadSettings
+
+STATISTICS_FORMAT = 1
+"""Version of the statistics and of the published layout; part of every content key."""
+
+Packing = Literal["pack", "document"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def _check_int(
+    name: str, value: object, *, low: int, high: int, error: type[ValueError] = BadConfig
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        msg = f"{name}={value!r}: an integer from {low} to {high} is allowed"
+        raise error(msg)
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        msg = f"{name}={value!r}: True or False is allowed"
+        raise BadConfig(msg)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        msg = f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is allowed"
+        raise BadConfig(msg)
+
+
+def _check_ints(name: str, value: object, low: int) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(
+        value, (list, tuple, set, frozenset, range)
+    ):
+        msg = f"{name}={value!r}: a tuple of integers is allowed, for example {name}=(0, 1)"
+        raise BadConfig(msg)
+    for item in value:
+        _check_int(f"{name} item", item, low=low, high=2**31 - 1)
+    return tuple(sorted(set(value)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig:
+    """Everything that decides the numbers; part of the run's identity.
+
+    Two launches with equal configs (and the same SAE, model, hookpoint and corpus) are the
+    same run. Fields are checked when the object is made; an unknown field is a `TypeError`.
+    """
+
+    n_tokens: int | None = None
+    """Valid tokens to measure (after masks); None takes the whole corpus. A corpus with
+    fewer is refused, never repeated."""
+    context_size: int = 128
+    """Tokens the model sees at once, BOS included."""
+    top_k: int = 20
+    """Top activating examples kept per feature, at most one per context."""
+    window: tuple[int, int] = (32, 16)
+    """Tokens kept (before, after) the peak of an example; cut at the context's edges."""
+    packing: Packing = "pack"
+    """"pack" joins documents (EOS between them) and cuts full contexts; "document" starts a
+    context at each document and pads its last one."""
+    prepend_bos: bool | None = None
+    """Begin each context with BOS. None does so iff the tokenizer has a BOS token."""
+    exclude_special_tokens: bool = True
+    """The model sees BOS, EOS and other special tokens, the statistics do not count them.
+    Padding is never counted."""
+    ignore_tokens: tuple[int, ...] = ()
+    """Further token ids that the statistics do not count."""
+    ignore_positions: tuple[int, ...] = ()
+    """Positions in the context (0 is the first token, BOS if there is one) not counted."""
+    dtype: Dtype = "float32"
+    """Arithmetic of model and SAE. Statistics are int64 and float64 always."""
+    seed: int = 0
+    """Seed of everything sampled (which features a preview shows, random examples)."""
+
+    def __post_init__(self) -> None:
+        """Check every field; raise `BadConfig` that names the field and its range."""
+        if self.n_tokens is not None:
+            _check_int("n_tokens", self.n_tokens, low=1, high=2**53)
+        _check_int("context_size", self.context_size, low=2, high=1_048_576)
+        _check_int("top_k", self.top_k, low=1, high=1000)
+        _check_int("seed", self.seed, low=0, high=2**63 - 1)
+        _check_choice("packing", self.packing, get_args(Packing))
+        _check_choice("dtype", self.dtype, get_args(Dtype))
+        _check_bool("exclude_special_tokens", self.exclude_special_tokens)
+        if self.prepend_bos is not None:
+            _check_bool("prepend_bos", self.prepend_bos)
+        if not isinstance(self.window, (list, tuple)) or len(self.window) != 2:  # noqa: PLR2004 - (before, after)
+            msg = f"window={self.window!r}: a pair (tokens before, tokens after) is allowed"
+            raise BadConfig(msg)
+        for side, value in zip(("before", "after"), self.window, strict=True):
+            _check_int(f"window {side}", value, low=0, high=4096)
+        object.__setattr__(self, "window", tuple(self.window))
+        for name in ("ignore_tokens", "ignore_positions"):
+            object.__setattr__(self, name, _check_ints(name, getattr(self, name), 0))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from plain values, e.g. parsed TOML or JSON.
+
+        Raises
+        ------
+        BadConfig
+            A key is unknown (the allowed ones are listed) or a value is out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            msg = f"unknown option {', '.join(unknown)}; allowed are {', '.join(known)}"
+            raise BadConfig(msg)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; ``from_dict`` is the inverse."""
+        plain = asdict(self)
+        for name in ("window", "ignore_tokens", "ignore_positions"):
+            plain[name] = list(plain[name])
+        return plain
+
+    def replace(self, **changes: Any) -> Self:  # noqa: ANN401 - any field
+        """Return a copy with some fields changed, checked again."""
+        return replace(self, **changes)
+
+
+# environment variable -> field; nothing else in the environment is read.
+ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {
+        "EXTRACTION_KIT_REDIS_URL": "redis_url",
+        "EXTRACTION_KIT_LEDGER_URL": "ledger_url",
+        "EXTRACTION_KIT_SHARED": "shared",
+        "EXTRACTION_KIT_DEVICE": "device",
+        "EXTRACTION_KIT_THREADS": "threads",
+        "EXTRACTION_KIT_CHECKPOINT_EVERY_S": "checkpoint_every_s",
+        "EXTRACTION_KIT_BEAT_S": "beat_s",
+        "EXTRACTION_KIT_LEASE_S": "lease_s",
+        "EXTRACTION_KIT_RECONCILE_S": "reconcile_s",
+        "EXTRACTION_KIT_QUEUED_GRACE_S": "queued_grace_s",
+        "EXTRACTION_KIT_INTERMEDIATE_GRACE_S": "intermediate_grace_s",
+        "EXTRACTION_KIT_STUCK_AFTER_S": "stuck_after_s",
+        "EXTRACTION_KIT_TILE_TOKENS": "tile_tokens",
+        "EXTRACTION_KIT_MIN_FREE_BYTES": "min_free_bytes",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where things live and how the work is done; never part of a run's identity.
+
+    Recorded with every result. Read from the environment by :meth:`from_environment`; the
+    variables are the keys of ``config.ENVIRONMENT``.
+    """
+
+    redis_url: str | None = None
+    """An own Redis or Valkey server; None starts the embedded one in the workspace."""
+    ledger_url: str | None = None
+    """SQLAlchemy URL of the ledger; None is ``<workspace>/ledger.sqlite``."""
+    shared: Path | None = None
+    """Directory for what several machines share; None is the workspace itself."""
+    device: str = "auto"
+    """"auto" takes CUDA, then MPS, then the CPU; or any torch device string."""
+    threads: int | None = None
+    """CPU threads of torch; None leaves torch's own choice."""
+    tile_tokens: int = 1024
+    """Tokens per micro-batch; rounded down to whole contexts, at least one. Part of the
+    numerics fingerprint: a checkpoint continues only under the same tile."""
+    beat_s: float = 15.0
+    """Seconds between two beats of a working process."""
+    lease_s: float = 90.0
+    """Seconds without a new beat after which an observer calls a process silent."""
+    self_check_share: float = 0.6
+    """Share of the lease after which a process without a good beat asks before going on."""
+    reconcile_s: float = 30.0
+    """Seconds between two reconciliations in a worker's parent."""
+    queued_grace_s: float = 30.0
+    """Seconds a requested or queued run is left alone."""
+    intermediate_grace_s: float = 120.0
+    """Seconds a job may stay in RQ's intermediate queue."""
+    checkpoint_every_s: float = 120.0
+    """Seconds of computing between two checkpoints."""
+    stuck_after_s: float = 3 * 3600.0
+    """Seconds without progress after which a run is called stuck."""
+    kill_after_s: float = 30.0
+    """Seconds between the request to stop and the kill."""
+    min_free_bytes: int = 256 * 2**20
+    """Free disk space below which a launch is refused."""
+
+    def __post_init__(self) -> None:
+        """Check every field; raise `BadSettings` that names the field and its range."""
+        for name in (
+            "beat_s", "lease_s", "reconcile_s", "queued_grace_s", "intermediate_grace_s",
+            "checkpoint_every_s", "stuck_after_s", "kill_after_s",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+                msg = f"{name}={value!r}: a number of seconds above 0 is allowed"
+                raise BadSettings(msg)
+        if not 0 < self.self_check_share < 1:
+            msg = f"self_check_share={self.self_check_share!r}: between 0 and 1 is allowed"
+            raise BadSettings(msg)
+        if self.beat_s >= self.lease_s * self.self_check_share:
+            msg = (
+                f"beat_s={self.beat_s} must be well below lease_s={self.lease_s}: "
+                f"at most {self.self_check_share} of it, or a healthy run looks silent"
+            )
+            raise BadSettings(msg)
+        _check_int("tile_tokens", self.tile_tokens, low=1, high=2**24, error=BadSettings)
+        _check_int(
+            "min_free_bytes", self.min_free_bytes, low=0, high=2**53, error=BadSettings
+        )
+        if self.threads is not None:
+            _check_int("threads", self.threads, low=1, high=4096, error=BadSettings)
+        if self.shared is not None:
+            object.__setattr__(self, "shared", Path(self.shared).expanduser().absolute())
+
+    @classmethod
+    def from_environment(
+        cls,
+        environment: Mapping[str, str] | None = None,
+        **overrides: Any,  # noqa: ANN401
+    ) -> Self:
+        """Read the variables of `ENVIRONMENT`; keyword arguments win over them.
+
+        Raises
+        ------
+        BadSettings
+            A variable cannot be read as its field's type, or is out of range.
+        """
+        environment = os.environ if environment is None else environment
+        values: dict[str, Any] = {}
+        for variable, name in ENVIRONMENT.items():
+            text = environment.get(variable, "").strip()
+            if text:
+                values[name] = _parse(variable, name, text)
+        return cls(**(values | overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values with the password of each URL masked."""
+        plain = asdict(self)
+        plain["shared"] = None if self.shared is None else str(self.shared)
+        for name in ("redis_url", "ledger_url"):
+            plain[name] = masked(plain[name])
+        return plain
+
+
+def masked(url: str | None) -> str | None:
+    """Return `url` with its password replaced by ``***``."""
+    if url is None or "@" not in url:
+        return url
+    head, tail = url.rsplit("@", 1)
+    scheme, _, login = head.partition("://")
+    user = login.partition(":")[0]
+    return f"{scheme}://{user}:***@{tail}"
+
+
+_INTEGERS = frozenset({"threads", "tile_tokens", "min_free_bytes"})
+_TEXTS = frozenset({"redis_url", "ledger_url", "device"})
+
+
+def _parse(variable: str, name: str, text: str) -> object:
+    if name in _TEXTS:
+        return text
+    if name == "shared":
+        return Path(text)
+    kind = int if name in _INTEGERS else float
+    try:
+        return kind(text)
+    except ValueError:
+        noun = "an integer" if kind is int else "a number"
+        msg = f"{variable}={text!r}: {noun} is allowed"
+        raise BadSettings(msg) from None

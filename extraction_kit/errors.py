@@ -1,0 +1,269 @@
+"""Every error of extraction_kit, in one tree.
+
+A *refusal* says that a rule forbids what was asked and nothing was changed; a *failure*
+says that something which should have worked did not. They never share a base below the
+root, so that ``except Refused`` cannot hide a failure.
+
+* ExtractionKitError
+  x Refused                     a rule forbids it, nothing changed
+    - AlreadyCompleted          the run is final
+    - StillActive               the run is being worked on
+    - RestsUntilResumed         failed, cancelled or interrupted: only ``resume()`` continues
+    - TrainingBusy              another run of this training is active
+    - NothingToResume           there is no such run, or it never started
+    - NothingToCancel           the run is not active any more
+    - TooLateToCancel           results are being published
+    - GenerationUnavailable     the generation asked for may not be created yet
+    - TrainingConflict          the id is registered with other content
+  x BadInput                    what was passed cannot be used
+    - UnknownTraining, UnknownRun, UnknownFeature
+    - BadConfig, BadSettings, BadTrainingId
+    - BadSae, BadModel, BadCorpus, BadQuery
+  x Failure                     something that should work does not
+    - WorkspaceUnusable         not writable, full, or of a newer version
+    - LedgerBusy                the ledger stayed locked
+    - LedgerConflict            another process was faster
+    - QueueUnreachable          the Redis-compatible server does not answer
+    - ServerNotStarted, WorkerNotStarted
+    - ResultsDamaged            a published file is missing or altered
+    - CatalogLocked             another program holds the catalog snapshot
+    - CheckpointUnusable        a checkpoint cannot be continued here
+    - RunFailed                 the run ended without a result
+    - WaitTimeout               the run did not end in time
+"""
+
+from collections.abc import Iterable
+
+
+class ExtractionKitError(Exception):
+    """Root of all errors raised by this package."""
+
+
+class Refused(ExtractionKitError):
+    """A rule forbids what was asked; nothing was changed."""
+
+
+class BadInput(ExtractionKitError, ValueError):
+    """What was passed cannot be used; the message names the value and what is allowed."""
+
+
+class Failure(ExtractionKitError, RuntimeError):
+    """Something that should have worked did not."""
+
+
+# --- refusals -------------------------------------------------------------------------
+
+
+class RunRefused(Refused):
+    """A refusal that concerns one run.
+
+    Parameters
+    ----------
+    run_id : str
+        The run concerned.
+    state : str
+        Its state when the decision was made.
+    because : str
+        What is so, and what to type next.
+    """
+
+    def __init__(self, *, run_id: str, state: str, because: str) -> None:
+        self.run_id = run_id
+        self.state = state
+        super().__init__(because)
+
+
+class AlreadyCompleted(RunRefused):
+    """The run is completed: it never runs again and never changes."""
+
+
+class StillActive(RunRefused):
+    """The run is requested, queued, extracting or publishing."""
+
+
+class RestsUntilResumed(RunRefused):
+    """The run failed, was cancelled or interrupted; only a person's ``resume()`` goes on."""
+
+
+class TrainingBusy(RunRefused):
+    """Another run of the same training is active."""
+
+
+class NothingToResume(RunRefused):
+    """There is no attempt that could be continued."""
+
+
+class NothingToCancel(RunRefused):
+    """The run is not active any more."""
+
+
+class TooLateToCancel(RunRefused):
+    """The results are being published; the run completes."""
+
+
+class GenerationUnavailable(RunRefused):
+    """The generation asked for may not be created yet."""
+
+
+class TrainingConflict(Refused):
+    """A training id is registered already, with other content.
+
+    Parameters
+    ----------
+    training_id : str
+        The id in question.
+    registered, offered : str
+        The digest on record and the one of the content that was offered.
+    """
+
+    def __init__(self, *, training_id: str, registered: str, offered: str) -> None:
+        self.training_id = training_id
+        self.registered = registered
+        self.offered = offered
+        super().__init__(
+            f"training {training_id!r} is registered with digest {registered}, the content "
+            f"offered now has digest {offered}: a training never changes under its id. "
+            f"Register the new content under another id, for example {training_id + '-2'!r}"
+        )
+
+
+# --- bad input ------------------------------------------------------------------------
+
+
+def _listing(names: Iterable[str], limit: int = 10) -> str:
+    known = sorted(names)
+    if not known:
+        return "there are none yet"
+    shown = ", ".join(known[:limit])
+    more = len(known) - limit
+    return f"known: {shown}" + (f" and {more} more" if more > 0 else "")
+
+
+class UnknownTraining(BadInput):
+    """No training is registered under this id."""
+
+    def __init__(self, *, training_id: str, known: Iterable[str] = ()) -> None:
+        self.training_id = training_id
+        super().__init__(
+            f"no training {training_id!r} is registered ({_listing(known)}). "
+            f"Type ws.register_training({training_id!r}, sae=..., model=...) first"
+        )
+
+
+class UnknownRun(BadInput):
+    """No run has this id."""
+
+    def __init__(self, *, run_id: str, known: Iterable[str] = ()) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"no run {run_id!r} ({_listing(known)}). Type ws.runs() for the list"
+        )
+
+
+class UnknownFeature(BadInput):
+    """The feature index is outside the SAE."""
+
+    def __init__(self, *, feature: object, d_sae: int) -> None:
+        self.feature = feature
+        self.d_sae = d_sae
+        super().__init__(
+            f"feature {feature!r} does not exist: this SAE has d_sae={d_sae}, "
+            f"so an integer from 0 to {d_sae - 1} is allowed"
+        )
+
+
+class BadTrainingId(BadInput):
+    """A training id has characters that cannot be used in a job id or a path."""
+
+    def __init__(self, *, training_id: object) -> None:
+        self.training_id = training_id
+        super().__init__(
+            f"training id {training_id!r} cannot be used: 1 to 120 characters, letters, digits, "
+            "'-', '_' and '.', beginning with a letter or digit, for example 'gpt2-l6-topk32'"
+        )
+
+
+class BadConfig(BadInput):
+    """A field of :class:`~extraction_kit.ExtractionConfig` is out of range or unknown."""
+
+
+class BadSettings(BadInput):
+    """A field of :class:`~extraction_kit.Settings` is out of range or unknown."""
+
+
+class BadSae(BadInput):
+    """An SAE folder is missing, torn, of another width, or of an unknown kind."""
+
+
+class BadModel(BadInput):
+    """A model cannot be found, or does not have the hookpoint asked for."""
+
+
+class BadCorpus(BadInput):
+    """A corpus is empty, unreadable, too small, or prepared for something else."""
+
+
+class BadQuery(BadInput):
+    """A SQL statement cannot be run on the catalog."""
+
+
+# --- failures -------------------------------------------------------------------------
+
+
+class WorkspaceUnusable(Failure):
+    """The workspace directory cannot be used as it is."""
+
+
+class LedgerBusy(Failure):
+    """The ledger stayed locked longer than its busy timeout."""
+
+
+class LedgerConflict(Failure):
+    """A uniqueness rule of the ledger refused a row: another process was faster."""
+
+
+class QueueUnreachable(Failure):
+    """The Redis-compatible server does not answer."""
+
+
+class ServerNotStarted(Failure):
+    """The embedded server could not be started."""
+
+
+class WorkerNotStarted(Failure):
+    """The worker process could not be started."""
+
+
+class ResultsDamaged(Failure):
+    """A published file is missing, torn or altered."""
+
+
+class CatalogLocked(Failure):
+    """Another program holds the catalog snapshot in a way that stops this step."""
+
+
+class CheckpointUnusable(Failure):
+    """A checkpoint cannot be continued here: torn, or made under other numerics."""
+
+
+class RunFailed(Failure):
+    """The run ended without a result.
+
+    Parameters
+    ----------
+    run_id : str
+        The run.
+    state : str
+        ``failed``, ``cancelled`` or ``interrupted``.
+    because : str
+        The worker's own words, and what to type next.
+    """
+
+    def __init__(self, *, run_id: str, state: str, because: str) -> None:
+        self.run_id = run_id
+        self.state = state
+        super().__init__(because)
+
+
+class WaitTimeout(Failure, TimeoutError):
+    """The run did not end within the time given; it goes on."""

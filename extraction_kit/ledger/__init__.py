@@ -1,0 +1,1 @@
+"""What happened: the transactional truth about trainings, runs, attempts and events."""

@@ -1,0 +1,154 @@
+"""Rows of the ledger as plain, frozen records, and the questions asked of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, insert, select
+
+from extraction_kit.ledger.events import record
+from extraction_kit.ledger.schema import attempts, events, runs, trainings
+from extraction_kit.ledger.transitions import Mover, Target
+from extraction_kit.lifecycle import ACTIVE, RunState
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run with its current attempt, as the ledger has it."""
+
+    run_id: str
+    training_id: str
+    content_key: str
+    generation: int
+    state: RunState
+    attempt: int
+    job_id: str
+    nonce: str | None
+    cancel_requested: bool
+    corpus_digest: str
+    corpus: Mapping[str, Any]
+    n_tokens: int
+    config: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    kit_version: str
+    created_at: datetime
+    created_by: str
+    completed_at: datetime | None
+    results_dir: str | None
+    result_digest: str | None
+    published_attempt: int | None
+    summary: Mapping[str, Any] | None
+    error: str | None
+    error_traceback: str | None
+    queued_at: datetime | None
+    claimed_at: datetime | None
+    ended_at: datetime | None
+    process: Mapping[str, Any] | None
+
+    @property
+    def target(self) -> Target:
+        """The current attempt."""
+        return Target(run_id=self.run_id, attempt=self.attempt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """A registered training, as the ledger has it."""
+
+    training_id: str
+    digest: str
+    spec: Mapping[str, Any]
+    created_at: datetime
+    created_by: str
+
+
+_RUN_COLUMNS: Select[Any] = select(
+    runs,
+    attempts.c.queued_at,
+    attempts.c.claimed_at,
+    attempts.c.ended_at,
+    attempts.c.process,
+).join_from(
+    runs,
+    attempts,
+    (attempts.c.run_id == runs.c.run_id) & (attempts.c.attempt == runs.c.attempt),
+)
+
+
+def _run(row: Row[Any]) -> RunRecord:
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    return RunRecord(**(values | {"state": RunState(values["state"])}))
+
+
+def run(connection: Connection, run_id: str) -> RunRecord | None:
+    """Return one run, or None."""
+    row = connection.execute(_RUN_COLUMNS.where(runs.c.run_id == run_id)).first()
+    return None if row is None else _run(row)
+
+
+def all_runs(connection: Connection, training_id: str | None = None) -> list[RunRecord]:
+    """Return all runs (of one training), the newest first."""
+    question = _RUN_COLUMNS.order_by(runs.c.created_at.desc(), runs.c.generation.desc())
+    if training_id is not None:
+        question = question.where(runs.c.training_id == training_id)
+    return [_run(row) for row in connection.execute(question)]
+
+
+def runs_in(connection: Connection, states: Sequence[RunState]) -> list[RunRecord]:
+    """Return the runs in any of `states`, oldest first."""
+    question = _RUN_COLUMNS.where(runs.c.state.in_([str(state) for state in states]))
+    return [_run(row) for row in connection.execute(question.order_by(runs.c.created_at))]
+
+
+def generations(
+    connection: Connection, training_id: str, content_key: str
+) -> list[RunRecord]:
+    """Return all generations of one content, the oldest first."""
+    question = _RUN_COLUMNS.where(
+        runs.c.training_id == training_id, runs.c.content_key == content_key
+    )
+    return [_run(row) for row in connection.execute(question.order_by(runs.c.generation))]
+
+
+def active_run(connection: Connection, training_id: str) -> RunRecord | None:
+    """Return the active run of a training; the store allows one at most."""
+    question = _RUN_COLUMNS.where(
+        runs.c.training_id == training_id, runs.c.state.in_([str(s) for s in ACTIVE])
+    )
+    row = connection.execute(question).first()
+    return None if row is None else _run(row)
+
+
+def training(connection: Connection, training_id: str) -> TrainingRecord | None:
+    """Return one training, or None."""
+    row = connection.execute(
+        select(trainings).where(trainings.c.training_id == training_id)
+    ).first()
+    return None if row is None else TrainingRecord(**row._mapping)  # noqa: SLF001 - see above
+
+
+def all_trainings(connection: Connection) -> list[TrainingRecord]:
+    """Return all trainings, by id."""
+    rows = connection.execute(select(trainings).order_by(trainings.c.training_id))
+    return [TrainingRecord(**row._mapping) for row in rows]  # noqa: SLF001 - see above
+
+
+def insert_training(connection: Connection, row: Mapping[str, Any], *, by: Mover) -> None:
+    """Insert a training and its event."""
+    connection.execute(insert(trainings).values(**row))
+    record(
+        connection,
+        None,
+        attempt=0,
+        at=by.at,
+        kind="registered",
+        actor=by.label,
+        text=f"training {row['training_id']}, digest {row['digest'][:12]}",
+    )
+
+
+def all_events(connection: Connection) -> list[dict[str, Any]]:
+    """Return all events as plain rows, oldest first."""
+    rows = connection.execute(select(events).order_by(events.c.seq))
+    return [dict(row._mapping) for row in rows]  # noqa: SLF001 - see above

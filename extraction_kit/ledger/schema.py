@@ -1,0 +1,143 @@
+"""The tables of the ledger, and the two rules that the store itself enforces.
+
+Times are UTC. In SQLite they are ISO text without offset; Python sees aware datetimes.
+"""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+from extraction_kit.lifecycle import ACTIVE, RunState
+
+ONE_ACTIVE = "uq_runs_one_active"
+IDENTITY = "uq_runs_identity"
+ACTIVE_SQL = "state IN ({})".format(", ".join(f"'{state}'" for state in sorted(ACTIVE)))
+STATES_SQL = "state IN ({})".format(", ".join(f"'{state}'" for state in RunState))
+
+
+class Utc(TypeDecorator[datetime]):
+    """Aware datetimes in Python, naive UTC in the store."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(
+        self,
+        value: datetime | None,
+        dialect: Dialect,  # noqa: ARG002 - SQLAlchemy's signature
+    ) -> datetime | None:
+        """Refuse a naive datetime: its offset would be a guess."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            msg = f"naive datetime {value!r}: the ledger takes aware ones only"
+            raise ValueError(msg)
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(
+        self,
+        value: datetime | None,
+        dialect: Dialect,  # noqa: ARG002 - SQLAlchemy's signature
+    ) -> datetime | None:
+        """Attach UTC."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+metadata = MetaData()
+
+trainings = Table(
+    "trainings",
+    metadata,
+    Column("training_id", String(120), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("created_at", Utc, nullable=False),
+    Column("created_by", String(200), nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", String(16), primary_key=True),
+    Column("training_id", ForeignKey("trainings.training_id"), nullable=False),
+    Column("content_key", String(64), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),  # the fencing token
+    Column("job_id", String(200), nullable=False),
+    Column("nonce", String(32)),  # of the claim; None while unclaimed
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("corpus_digest", String(64), nullable=False),
+    Column("corpus", JSON, nullable=False),
+    Column("n_tokens", Integer, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("settings", JSON, nullable=False),
+    Column("kit_version", String(40), nullable=False),
+    Column("created_at", Utc, nullable=False),
+    Column("created_by", String(200), nullable=False),
+    Column("completed_at", Utc),
+    Column("results_dir", Text),
+    Column("result_digest", String(64)),
+    Column("published_attempt", Integer),
+    Column("summary", JSON),
+    Column("error", Text),
+    Column("error_traceback", Text),
+    CheckConstraint(STATES_SQL, name="ck_runs_state"),
+    UniqueConstraint("training_id", "content_key", "generation", name=IDENTITY),
+)
+
+# The rule "one active run per training" is a fact of the store, whoever races.
+Index(
+    ONE_ACTIVE,
+    runs.c.training_id,
+    unique=True,
+    sqlite_where=runs.c.state.in_([str(state) for state in sorted(ACTIVE)]),
+    postgresql_where=runs.c.state.in_([str(state) for state in sorted(ACTIVE)]),
+)
+Index("ix_runs_state", runs.c.state)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("job_id", String(200), nullable=False, unique=True),  # single use
+    Column("created_at", Utc, nullable=False),
+    Column("queued_at", Utc),
+    Column("claimed_at", Utc),
+    Column("ended_at", Utc),
+    Column("process", JSON),  # liveness.ProcessIdentity of the claim
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", ForeignKey("runs.run_id", ondelete="CASCADE")),
+    Column("attempt", Integer, nullable=False),
+    Column("at", Utc, nullable=False),
+    Column("last_at", Utc, nullable=False),
+    Column("count", Integer, nullable=False),  # repeated refusals are one row
+    Column("kind", String(40), nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("change", Integer, nullable=False),  # the cursor: grows with every change
+)
+Index("ix_events_run", events.c.run_id, events.c.seq)
+Index("ix_events_change", events.c.change)

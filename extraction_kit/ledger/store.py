@@ -1,0 +1,168 @@
+"""The connection to the ledger: transactions, migrations, and how their errors read.
+
+No connection outlives a ``with`` block, so a process may fork at any time in between, and
+a reader never keeps a lock.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection as Connection  # noqa: PLC0414 - named by who imports only us
+from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from extraction_kit.atomic import unusable
+from extraction_kit.errors import LedgerBusy, LedgerConflict, WorkspaceUnusable
+
+HEAD = "0001"
+"""The newest migration; a test compares it with the folder."""
+
+SAFE_WAL = (3, 51, 3)
+"""SQLite below this has a bug that can corrupt a WAL database (sqlite.org/wal.html)."""
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Store:
+    """One ledger database.
+
+    Parameters
+    ----------
+    url : str
+        SQLAlchemy URL; SQLite or PostgreSQL.
+    busy_timeout_s : float
+        How long SQLite waits for another writer before `LedgerBusy`.
+    """
+
+    def __init__(self, url: str, *, busy_timeout_s: float = 30.0) -> None:
+        self.url = url
+        self._busy_timeout_s = busy_timeout_s
+        self._engine: Engine = create_engine(url, poolclass=NullPool)
+        self.is_sqlite = self._engine.dialect.name == "sqlite"
+        if self.is_sqlite:
+            event.listen(self._engine, "connect", self._on_connect)
+            event.listen(self._engine, "begin", _begin_immediate)
+
+    @classmethod
+    def at(cls, path: Path, **options: Any) -> "Store":  # noqa: ANN401 - passed on
+        """Open the SQLite ledger at `path`."""
+        return cls(f"sqlite:///{path}", **options)
+
+    def _on_connect(self, connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        for pragma in (
+            f"busy_timeout = {int(self._busy_timeout_s * 1000)}",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open one transaction that takes the write lock at once."""
+        with self._named_errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a connection for reading; each statement sees the newest commit."""
+        with (
+            self._named_errors(),
+            self._engine.connect().execution_options(
+                isolation_level="AUTOCOMMIT"
+            ) as reader,
+        ):
+            yield reader
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            raise self._named(error) from error
+        except IntegrityError as error:
+            raise LedgerConflict(f"another process was faster: {error.orig}") from error
+
+    def _named(self, error: OperationalError) -> Exception:
+        words = str(error.orig)
+        if "locked" in words or "busy" in words:
+            return LedgerBusy(
+                f"the ledger {self.url} stayed locked for {self._busy_timeout_s:g} s by another "
+                "program: close whatever has it open for writing, then do the same again"
+            )
+        return WorkspaceUnusable(
+            f"the ledger {self.url} cannot be used ({words}): check that its folder exists, "
+            "is writable and has free space; `extraction-kit doctor` looks at each of these"
+        )
+
+    # --- schema ---------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Create or migrate the schema; cheap when there is nothing to do.
+
+        Raises
+        ------
+        WorkspaceUnusable
+            The folder is not writable, or the ledger was made by a newer extraction_kit.
+        """
+        if self.is_sqlite:
+            self._make_folder()
+        if self.version() == HEAD:
+            return
+        with self.write() as connection:  # the lock: whoever comes second finds it done
+            if _version_of(connection) != HEAD:
+                self._migrate(connection, HEAD)
+        if self.is_sqlite:
+            self._choose_journal()
+
+    def version(self) -> str | None:
+        """Return the migration that the database is at, None if it is empty."""
+        with self.read() as connection:
+            return _version_of(connection)
+
+    def _make_folder(self) -> None:
+        folder = Path(str(self._engine.url.database)).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unusable(folder, error) from error
+
+    def _migrate(self, connection: Connection, revision: str) -> None:
+        # Alembic costs 0.1 s of import: only when there is something to migrate.
+        from alembic import command  # noqa: PLC0415
+        from alembic.config import Config  # noqa: PLC0415
+        from alembic.util import CommandError  # noqa: PLC0415
+
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, revision)
+        except CommandError as error:
+            found = _version_of(connection)
+            raise WorkspaceUnusable(
+                f"the ledger {self.url} is at version {found}, this extraction_kit knows up to "
+                f"{HEAD}: it was used by a newer release. Type: pip install -U extraction_kit"
+            ) from error
+
+    def _choose_journal(self) -> None:
+        mode = "WAL" if sqlite3.sqlite_version_info >= SAFE_WAL else "DELETE"
+        with self.read() as connection:
+            connection.execute(text(f"PRAGMA journal_mode = {mode}"))
+
+
+def _begin_immediate(connection: Connection) -> None:
+    # A read runs in autocommit: BEGIN would hold a lock between its statements.
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _version_of(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    row = connection.execute(text("SELECT version_num FROM alembic_version")).first()
+    return None if row is None else str(row[0])

@@ -1,0 +1,350 @@
+"""The handle of a run: what a notebook holds after a launch."""
+
+import asyncio
+import time
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+
+from extraction_kit import service, status
+from extraction_kit.catalog import reading
+from extraction_kit.catalog.publish import read_manifest
+from extraction_kit.catalog.reading import ExampleWindow
+from extraction_kit.errors import (
+    ResultsDamaged,
+    RunFailed,
+    RunRefused,
+    WaitTimeout,
+)
+from extraction_kit.lifecycle import ACTIVE, ENDED, RunState
+from extraction_kit.status import Explanation
+from extraction_kit.views import Happening, RunView
+from extraction_kit.workbench import Workbench
+
+if TYPE_CHECKING:
+    import duckdb
+    import numpy as np
+
+_POLL_S = 0.25
+_RECONCILE_EVERY_S = 2.0
+N_HIGHLIGHTS = 4
+
+
+class Watcher:
+    """Reads runs for handles and cards; looks after the evidence now and then.
+
+    One per workspace; every method may be called from any thread.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self._reconciled_at = float("-inf")
+
+    def view(self, run_id: str) -> RunView:
+        """Return the run as it stands, evidence looked at within the last 2 s."""
+        now = status.view(self.bench, run_id)
+        if now.state not in ACTIVE or not self._reconcile_if_due():
+            return now
+        return status.view(self.bench, run_id)
+
+    def views(self, run_ids: Sequence[str] | None = None) -> list[RunView]:
+        """Return several runs (None: all) as they stand."""
+        found = status.views(self.bench, run_ids)
+        if not any(one.state in ACTIVE for one in found) or not self._reconcile_if_due():
+            return found
+        return status.views(self.bench, run_ids)
+
+    def _reconcile_if_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._reconciled_at < _RECONCILE_EVERY_S:
+            return False
+        self._reconciled_at = now
+        return bool(self.bench.reconcile())
+
+    def cursor(self) -> int:
+        """Return a number that grows with every change of the ledger."""
+        return status.cursor(self.bench)
+
+    def events(self, run_id: str) -> list[Happening]:
+        """Return what happened to a run, oldest first."""
+        return status.happenings(self.bench, run_id)
+
+    def relaunch(self, run_id: str) -> RunView:
+        """Launch the same content again; the refusal is raised."""
+        run = service.read_run(self.bench, run_id)
+        content = service.content_of(
+            self.bench,
+            self.bench.training(run.training_id),
+            corpus=self.bench.corpus_of(run),
+            config=self.bench.config_of(run),
+        )
+        launched = service.launch(self.bench, content, generation=run.generation)
+        if launched.refusal is not None:
+            raise launched.refusal
+        return self.view(run_id)
+
+    def cancel(self, run_id: str) -> RunView:
+        """Cancel a run."""
+        service.cancel(self.bench, run_id)
+        return self.view(run_id)
+
+    def resume(self, run_id: str) -> RunView:
+        """Resume a run."""
+        service.resume(self.bench, run_id)
+        return self.view(run_id)
+
+    def highlights(self, run_id: str, n: int) -> list[dict[str, Any]]:
+        """Return some features of a completed run with their best example.
+
+        They are typical ones: evenly spread over the density of the features that fire on
+        at least as many contexts as a feature keeps examples, found once per result.
+        """
+        run = self.view(run_id)
+        if run.state is not RunState.COMPLETED or run.results_dir is None:
+            return []
+        features = _typical_features(Path(run.results_dir), n)
+        found = []
+        for row in features:
+            windows = self.windows(run_id, row["feature"], k=1)
+            if windows:
+                best = windows[0]
+                found.append(row | {"tokens": best.tokens, "acts": best.acts})
+        return found
+
+    def windows(
+        self, run_id: str, feature: SupportsIndex, *, k: int
+    ) -> list[ExampleWindow]:
+        """Return decoded examples of one feature of a completed run."""
+        run = service.read_run(self.bench, run_id)
+        corpus = self.bench.corpus_of(run)
+        return reading.example_windows(
+            self.bench.paths.results_of(run_id),
+            feature,
+            contexts=corpus.path / "contexts.parquet",
+            vocab=corpus.vocab,
+            k=k,
+        )
+
+
+def _typical_features(folder: Path, n: int) -> list[dict[str, Any]]:
+    ranked = reading.features(folder).filter(
+        "NOT dead AND n_contexts >= 5 AND density < 0.1"
+    )
+    columns = "feature, density, max_act"
+    rows = ranked.order("density DESC, feature").project(columns).fetchall()
+    if not rows:
+        rows = reading.features(folder).filter("NOT dead").project(columns).fetchall()
+    picked = [rows[len(rows) * (2 * i + 1) // (2 * n)] for i in range(min(n, len(rows)))]
+    return [
+        {"feature": feature, "density": density, "max_act": max_act}
+        for feature, density, max_act in picked
+    ]
+
+
+class Run:
+    """A handle like that of ``concurrent.futures``: state, wait, result, cancel.
+
+    Making one starts nothing and reads nothing. It stays good after a kernel restart: make
+    it again with ``ws.run(run_id)`` or with the same ``launch`` call.
+    """
+
+    def __init__(
+        self, watcher: Watcher, run_id: str, *, refusal: RunRefused | None = None
+    ) -> None:
+        self._watcher = watcher
+        self.run_id = run_id
+        self.refusal = refusal
+        """Why the launch that gave this handle started nothing, or None."""
+
+    # --- how it stands --------------------------------------------------------------------
+
+    @property
+    def view(self) -> RunView:
+        """Everything known of the run at this moment."""
+        return self._watcher.view(self.run_id)
+
+    @property
+    def state(self) -> RunState:
+        """Where the run stands."""
+        return self.view.state
+
+    @property
+    def progress(self) -> float:
+        """Share of the tokens done, 0 to 1."""
+        return self.view.progress
+
+    def done(self) -> bool:
+        """Tell whether the run has ended: completed, failed, cancelled or interrupted."""
+        return self.state in ENDED
+
+    def explain(self) -> Explanation:
+        """Tell why the run is in its state, event by event; print it."""
+        return status.explain(self._watcher.bench, self.run_id)
+
+    # --- waiting ----------------------------------------------------------------------------
+
+    def wait(self, timeout_s: float | None = None) -> Self:
+        """Wait until the run has ended, whatever its end; return the handle.
+
+        Interrupting the cell stops the waiting, never the run: it says so and returns.
+
+        Raises
+        ------
+        WaitTimeout
+            The run did not end within `timeout_s` seconds; it goes on.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            while not self.done():
+                self._check_deadline(deadline, timeout_s)
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            self._say_it_goes_on()
+        return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Wait without blocking the kernel: ``await run``; clicks on the card work."""
+        return self._wait_async().__await__()
+
+    async def _wait_async(self) -> Self:
+        try:
+            while not self.done():  # noqa: ASYNC110 - the event happens in another process
+                await asyncio.sleep(_POLL_S)
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            self._say_it_goes_on()
+        return self
+
+    def _check_deadline(self, deadline: float | None, timeout_s: float | None) -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            run = self.view
+            raise WaitTimeout(
+                f"run {self.run_id} is {run.state} at {run.progress:.0%} after {timeout_s:g} s; "
+                "it goes on. Wait again with run.wait(), or stop it with run.cancel()"
+            )
+
+    def _say_it_goes_on(self) -> None:
+        run = self.view
+        worker = "" if run.worker is None else f" on {run.worker}"
+        print(  # noqa: T201 - the answer to a person's interrupt
+            f"stopped watching; run {self.run_id} keeps {run.state}{worker}. "
+            "run.cancel() stops it"
+        )
+
+    def result(self, timeout_s: float | None = None) -> Mapping[str, Any]:
+        """Wait for the end and return the published manifest: numbers and provenance.
+
+        Raises
+        ------
+        RunFailed
+            The run ended without a result; the message holds the worker's traceback.
+        WaitTimeout
+            As in :meth:`wait`.
+        """
+        run = self.wait(timeout_s).view
+        if run.state is RunState.COMPLETED:
+            return self._manifest()
+        if run.state in ACTIVE:  # the wait was interrupted
+            raise WaitTimeout(f"run {self.run_id} is {run.state}: type run.result() again")
+        trace = f"\n{run.error_traceback}" if run.error_traceback else ""
+        raise RunFailed(
+            run_id=self.run_id,
+            state=str(run.state),
+            because=f"run {self.run_id} is {run.state}: {run.error or 'no result'}{trace}\n"
+            f"{run.advice}",
+        )
+
+    def _manifest(self) -> Mapping[str, Any]:
+        manifest = read_manifest(self._results())
+        if manifest is None:
+            raise ResultsDamaged(
+                f"{self._results()} has no readable manifest: type ws.verify() to see what is "
+                "damaged, and restore the folder from a backup"
+            )
+        return manifest
+
+    # --- acting -----------------------------------------------------------------------------
+
+    def cancel(self) -> Self:
+        """Stop the run: at once if it waits, within one batch if it computes.
+
+        Raises
+        ------
+        AlreadyCompleted, TooLateToCancel, NothingToCancel
+            There is nothing to stop.
+        """
+        self._watcher.cancel(self.run_id)
+        return self
+
+    def resume(self) -> Self:
+        """Continue a failed, cancelled or interrupted run from its last checkpoint.
+
+        Raises
+        ------
+        AlreadyCompleted, StillActive, TrainingBusy
+            There is nothing to continue, or not now.
+        """
+        self._watcher.resume(self.run_id)
+        self.refusal = None
+        return self
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def features(self) -> "duckdb.DuckDBPyRelation":
+        """Return one row per feature: ``.df()``, ``.pl()``, ``.arrow()``, or SQL on it."""
+        return reading.features(self._results())
+
+    def examples(
+        self, feature: SupportsIndex | None = None, *, k: int | None = None
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return the top examples of one feature, or of all, as rows.
+
+        Raises
+        ------
+        UnknownFeature
+            `feature` is outside the SAE.
+        """
+        return reading.examples(self._results(), feature, k=k)
+
+    def windows(self, feature: SupportsIndex, *, k: int = 20) -> list[ExampleWindow]:
+        """Return the top examples of one feature with token texts and activations."""
+        self._results()
+        return self._watcher.windows(self.run_id, feature, k=k)
+
+    def show_examples(self, feature: SupportsIndex, *, k: int = 10) -> Any:  # noqa: ANN401 - IPython's
+        """Return the top examples of one feature as highlighted text for a notebook."""
+        from extraction_kit.widgets.examples import ExamplesPage  # noqa: PLC0415 - only when shown
+
+        return ExamplesPage(feature=int(feature), windows=tuple(self.windows(feature, k=k)))
+
+    def histogram(self, feature: SupportsIndex) -> "np.ndarray":
+        """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""
+        return reading.histogram(self._results(), feature)
+
+    def _results(self) -> Path:
+        run = self.view
+        if run.state is RunState.COMPLETED and run.results_dir is not None:
+            return self._watcher.bench.paths.results_of(self.run_id)
+        raise RunFailed(
+            run_id=self.run_id,
+            state=str(run.state),
+            because=f"run {self.run_id} has no results yet: it is {run.state} "
+            f"({run.progress:.0%}). Type {run.advice}",
+        )
+
+    # --- shown ------------------------------------------------------------------------------
+
+    def show(self, *, freeze: bool | None = None) -> None:
+        """Display the live card; see :func:`extraction_kit.widgets.show`."""
+        from extraction_kit import widgets  # noqa: PLC0415 - pulls in Jupyter packages
+
+        reason = None if self.refusal is None else str(self.refusal)
+        widgets.show(self._watcher, self.run_id, refusal=reason, freeze=freeze)
+
+    def _ipython_display_(self) -> None:
+        self.show()
+
+    def __repr__(self) -> str:
+        """Return one line: id, training, state and progress."""
+        from extraction_kit.widgets import static  # noqa: PLC0415 - only when shown
+
+        return static.plain(self.view)

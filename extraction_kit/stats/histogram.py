@@ -1,0 +1,55 @@
+"""How the activations of every feature are distributed: a log2 histogram."""
+
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from extraction_kit.results import N_BINS, bin_edges
+from extraction_kit.stats.activations import Activations
+from extraction_kit.stats.statistic import FeatureStatistic, count_into
+
+
+def float32_edges() -> np.ndarray:
+    """Return the inner edges as the smallest float32 that is not below each of them.
+
+    A float32 is at or above a float64 edge exactly if it is at or above that number, so
+    that activations need not be widened to be put into their bins.
+    """
+    exact = bin_edges()[1:-1]
+    near = exact.astype(np.float32)
+    return np.where(near < exact, np.nextafter(near, np.float32(np.inf)), near)
+
+
+class Histogram(FeatureStatistic):
+    """Active tokens per bin of `extraction_kit.results.bin_edges`, for every feature.
+
+    An activation equal to an edge belongs to the bin above it.
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = ("counts",)
+    counts: Int64[Tensor, " feature_bin"]
+
+    def __init__(self, d_sae: int, *, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(d_sae * N_BINS, dtype=torch.int64, device=device)
+        self._edges = torch.from_numpy(float32_edges()).to(device)
+
+    def bins(self, value: Float32[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        """Return the bin of each value."""
+        return torch.bucketize(value, self._edges, right=True)
+
+    def update(self, batch: Activations) -> Self:
+        """Count the active tokens of `batch`."""
+        count_into(self.counts, batch.feature * N_BINS + self.bins(batch.value))
+        return self
+
+    def merge(self, other: Self) -> Self:
+        """Add the counts of `other`."""
+        self.counts += other.counts.to(self.counts.device)
+        return self
+
+    def compute(self) -> np.ndarray:
+        """Return the counts, int64 [d_sae, N_BINS]."""
+        return self.counts.cpu().numpy().reshape(-1, N_BINS).copy()

@@ -1,0 +1,301 @@
+"""What is so: ledger row, beat, checkpoint and evidence of a run put together for a reader.
+
+Nothing here changes anything. Wall-clock ages are for display; findings that lead to an
+action are made by :mod:`extraction_kit.reconcile`.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from extraction_kit import embedded
+from extraction_kit.catalog.relations import CatalogRows
+from extraction_kit.checkpoints import newest_meta
+from extraction_kit.jobqueue import Evidence
+from extraction_kit.ledger import events, records
+from extraction_kit.ledger.records import RunRecord, TrainingRecord
+from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
+from extraction_kit.liveness import Beat, read_beat
+from extraction_kit.service import read_run, refusal_of
+from extraction_kit.views import Happening, RunView
+from extraction_kit.workbench import Workbench
+
+
+def view(bench: Workbench, run_id: str) -> RunView:
+    """Return a run as it stands.
+
+    Raises
+    ------
+    UnknownRun
+        There is none.
+    """
+    return next(_views(bench, [read_run(bench, run_id)]))
+
+
+def views(bench: Workbench, run_ids: Sequence[str] | None = None) -> list[RunView]:
+    """Return all runs, or some, as they stand, the newest first; unknown ids are left out."""
+    with bench.store.read() as connection:
+        if run_ids is None:
+            found = records.all_runs(connection)
+        else:
+            some = (records.run(connection, run_id) for run_id in run_ids)
+            found = [run for run in some if run is not None]
+    return list(_views(bench, found))
+
+
+def _views(bench: Workbench, runs: Iterable[RunRecord]) -> Iterator[RunView]:
+    with bench.store.read() as connection:
+        trainings = {one.training_id: one for one in records.all_trainings(connection)}
+        refused = events.count_of(connection, "refused")
+    for run in runs:
+        yield _view(
+            bench,
+            run,
+            training=trainings[run.training_id],
+            n_refusals=refused.get(run.run_id, 0),
+        )
+
+
+def _view(
+    bench: Workbench, run: RunRecord, *, training: TrainingRecord, n_refusals: int
+) -> RunView:
+    beat = read_beat(bench.paths.beat_of(run.run_id, run.attempt))
+    working = beat if run.state in CLAIMED else None
+    summary = run.summary or {}
+    checkpoint = None if run.state is RunState.COMPLETED else _checkpoint_tokens(bench, run)
+    shown = _shown(working, summary)
+    return RunView(
+        run_id=run.run_id,
+        training_id=run.training_id,
+        generation=run.generation,
+        state=run.state,
+        attempt=run.attempt,
+        job_id=run.job_id,
+        n_tokens=run.n_tokens,
+        n_tokens_done=_tokens_done(run, working, checkpoint),
+        created_at=run.created_at,
+        created_by=run.created_by,
+        started_at=run.claimed_at,
+        ended_at=run.ended_at,
+        completed_at=run.completed_at,
+        results_dir=run.results_dir,
+        result_digest=run.result_digest,
+        error=run.error,
+        error_traceback=run.error_traceback,
+        phase=None if working is None else working.phase,
+        tokens_per_s=shown["tokens_per_s"],
+        eta_s=_eta_s(run, working),
+        l0=shown["l0"],
+        fvu=shown["fvu"],
+        n_dead=shown["n_dead"],
+        d_sae=training.spec["sae"]["d_sae"],
+        model=training.spec["model"]["source"],
+        hook_name=training.spec["hookpoint"]["hook_name"],
+        worker=_worker(run),
+        beat_age_s=_age_s(working, "at"),
+        progress_age_s=_age_s(working, "progress_at"),
+        checkpoint_tokens=checkpoint,
+        cancel_requested=run.cancel_requested,
+        refusal=str(refusal_of(run)) if n_refusals and run.state not in ACTIVE else None,
+        n_refusals=n_refusals,
+        findings=tuple(_findings(bench, run, working)),
+        advice=_advice(run, checkpoint),
+    )
+
+
+def _shown(beat: Beat | None, summary: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    names = ("tokens_per_s", "l0", "fvu", "n_dead")
+    if beat is not None:
+        return {name: getattr(beat, name) for name in names}
+    return {name: summary.get(name) for name in names}
+
+
+def _tokens_done(run: RunRecord, beat: Beat | None, checkpoint: int | None) -> int:
+    if run.state in {RunState.COMPLETED, RunState.PUBLISHING}:
+        return run.n_tokens
+    return max(0 if beat is None else beat.n_tokens_done, checkpoint or 0)
+
+
+def _checkpoint_tokens(bench: Workbench, run: RunRecord) -> int | None:
+    meta = newest_meta(bench.paths.checkpoints_of(run.run_id))
+    return None if meta is None else int(meta["n_tokens_done"])
+
+
+def _eta_s(run: RunRecord, beat: Beat | None) -> float | None:
+    if beat is None or not beat.tokens_per_s:
+        return None
+    return max(0.0, run.n_tokens - beat.n_tokens_done) / beat.tokens_per_s
+
+
+def _age_s(beat: Beat | None, name: str) -> float | None:
+    at = 0.0 if beat is None else getattr(beat, name)
+    return max(0.0, time.time() - at) if at else None
+
+
+def _worker(run: RunRecord) -> str | None:
+    if run.process is None:
+        return None
+    return f"{run.process['host']}:{run.process['pid']}"
+
+
+# --- findings ---------------------------------------------------------------------------------
+
+
+def _findings(bench: Workbench, run: RunRecord, beat: Beat | None) -> Iterator[str]:
+    if run.state in UNCLAIMED:
+        yield from _findings_while_waiting(bench, run)
+    if run.state in CLAIMED:
+        yield from _findings_while_working(bench, beat)
+        if run.cancel_requested:
+            yield "cancel requested: it stops at the next batch"
+
+
+def _findings_while_waiting(bench: Workbench, run: RunRecord) -> Iterator[str]:
+    if bench.queue.evidence(run.job_id) is Evidence.UNKNOWN:
+        yield "the queue server does not answer: the run is saved and will be sent"
+    elif not bench.uses_own_server and not embedded.worker_alive(bench.paths):
+        yield "no worker is alive: type `extraction-kit up`"
+    elif bench.uses_own_server and not bench.queue.report().n_workers:
+        yield "no worker has registered with this server: start `extraction-kit worker`"
+
+
+def _findings_while_working(bench: Workbench, beat: Beat | None) -> Iterator[str]:
+    settings = bench.settings
+    if not bench.uses_own_server and not embedded.worker_alive(bench.paths):
+        yield "its worker is gone; the process goes on without a supervisor"
+    silent_s = _age_s(beat, "at")
+    if silent_s is not None and silent_s > settings.lease_s:
+        yield f"no sign of life for {silent_s:.0f} s, verifying"
+    idle_s = _age_s(beat, "progress_at")
+    if idle_s is not None and idle_s > settings.stuck_after_s:
+        hours = idle_s / 3600
+        yield f"stuck: no progress for {hours:.1f} h although the process lives"
+
+
+def _advice(run: RunRecord, checkpoint: int | None) -> str:
+    if run.state is RunState.COMPLETED:
+        return "run.features()"
+    if run.state in RESTING:
+        share = (checkpoint or 0) / run.n_tokens
+        where = (
+            f"from its checkpoint at {share:.0%}" if checkpoint else "from the beginning"
+        )
+        return f"run.resume() continues {where}"
+    return "run.wait()"
+
+
+# --- why ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why a run is in its state, event by event; prints as text."""
+
+    view: RunView
+    happenings: tuple[Happening, ...]
+    evidence: str
+
+    def __str__(self) -> str:
+        """Return the story as lines of text."""
+        run = self.view
+        head = f"run {run.run_id} of training {run.training_id} is {run.state}"
+        lines = [f"{head} (attempt {run.attempt}, job {run.job_id}: {self.evidence} in RQ)"]
+        lines += [f"  {_line(one)}" for one in self.happenings]
+        lines += [f"  ! {finding}" for finding in run.findings]
+        lines.append(f"  next: {run.advice}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _line(one: Happening) -> str:
+    times = "" if one.count == 1 else f" ({one.count} times, last {one.last_at:%H:%M:%S})"
+    return f"{one.at:%Y-%m-%d %H:%M:%S}  {one.kind}: {one.text}{times}  [{one.actor}]"
+
+
+def explain(bench: Workbench, run_id: str) -> Explanation:
+    """Tell why a run is in its state."""
+    now = view(bench, run_id)
+    return Explanation(
+        view=now,
+        happenings=tuple(happenings(bench, run_id)),
+        evidence=str(bench.queue.evidence(now.job_id)),
+    )
+
+
+def happenings(bench: Workbench, run_id: str) -> list[Happening]:
+    """Return the events of a run, oldest first."""
+    with bench.store.read() as connection:
+        return events.of_run(connection, run_id)
+
+
+def cursor(bench: Workbench) -> int:
+    """Return a number that grows with every change of the ledger."""
+    with bench.store.read() as connection:
+        return events.cursor(connection)
+
+
+# --- for the catalog --------------------------------------------------------------------------
+
+
+def catalog_rows(bench: Workbench) -> CatalogRows:
+    """Hand the ledger to the catalog: its rows, and the folders of completed runs."""
+    with bench.store.read() as connection:
+        trainings = records.all_trainings(connection)
+        run_records = records.all_runs(connection)
+        happened = records.all_events(connection)
+    done = [run for run in run_records if run.state is RunState.COMPLETED]
+    paths = bench.paths
+    return CatalogRows(
+        runs=[_run_row(one, run) for one, run in _with_views(bench, run_records)],
+        trainings=[_training_row(one) for one in trainings],
+        events=happened,
+        folders={run.run_id: paths.results_of(run.run_id) for run in done},
+        corpora={
+            run.corpus_digest: paths.corpora / run.corpus_digest / "contexts.parquet"
+            for run in done
+        },
+        vocabs={
+            run.corpus["tokenizer_digest"]: paths.vocab / run.corpus["vocab"]
+            for run in done
+        },
+    )
+
+
+def _with_views(
+    bench: Workbench, runs: Sequence[RunRecord]
+) -> Iterator[tuple[RunView, RunRecord]]:
+    return zip(_views(bench, runs), runs, strict=True)
+
+
+def _run_row(one: RunView, run: RunRecord) -> dict[str, Any]:
+    row = {name: getattr(one, name) for name in RunView.__dataclass_fields__}
+    return row | {
+        "content_key": run.content_key,
+        "corpus_digest": run.corpus_digest,
+        "config": json.dumps(dict(run.config), sort_keys=True),
+    }
+
+
+def _training_row(one: TrainingRecord) -> dict[str, Any]:
+    sae = one.spec["sae"]
+    return {
+        "training_id": one.training_id,
+        "digest": one.digest,
+        "architecture": sae["architecture"],
+        "d_in": sae["d_in"],
+        "d_sae": sae["d_sae"],
+        "hook_name": one.spec["hookpoint"]["hook_name"],
+        "model": one.spec["model"]["source"],
+        "sae_path": sae["path"],
+        "created_at": one.created_at,
+    }
+
+
+def write_snapshot(bench: Workbench) -> None:
+    """Rebuild ``catalog.duckdb``; readers that hold the old one are not disturbed."""
+    from extraction_kit.catalog.snapshot import write_snapshot as write  # noqa: PLC0415 - duckdb
+
+    write(bench.paths.catalog, catalog_rows(bench))

@@ -1,0 +1,167 @@
+"""A training: an SAE, its model, hookpoint and tokenizer, checked to belong together."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from extraction_kit.errors import BadModel, BadSae
+from extraction_kit.lifecycle import check_training_id, digest_of
+from extraction_kit.trainings.hookpoints import Hookpoint, resolve_hookpoint
+from extraction_kit.trainings.model_folder import (
+    ModelSpec,
+    describe_model,
+    read_model_config,
+)
+from extraction_kit.trainings.sae_folder import SaeSpec, describe_sae
+from extraction_kit.trainings.tokenizer_folder import (
+    TokenizerSpec,
+    describe_tokenizer,
+    load_tokenizer,
+)
+
+_PROCESSING = ("center_writing_weights", "fold_value_biases")
+# TransformerLens options that change the activations which an SAE was trained on.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training id stands for."""
+
+    training_id: str
+    sae: SaeSpec
+    model: ModelSpec
+    tokenizer: TokenizerSpec
+    hookpoint: Hookpoint
+    digest: str
+    """Over the digests of SAE, model and tokenizer, and the place of the hookpoint."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; ``from_dict`` is the inverse."""
+        plain = asdict(self)
+        plain["tokenizer"]["special_ids"] = list(self.tokenizer.special_ids)
+        plain["sae"]["metadata"] = dict(self.sae.metadata)
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a training from what ``to_dict`` returned."""
+        tokenizer = dict(values["tokenizer"])
+        tokenizer["special_ids"] = tuple(tokenizer["special_ids"])
+        return cls(
+            training_id=values["training_id"],
+            sae=SaeSpec(**values["sae"]),
+            model=ModelSpec(**values["model"]),
+            tokenizer=TokenizerSpec(**tokenizer),
+            hookpoint=Hookpoint(**values["hookpoint"]),
+            digest=values["digest"],
+        )
+
+
+def describe_training(
+    training_id: str,
+    *,
+    sae: Path | str,
+    model: Path | str,
+    hook_name: str | None = None,
+    tokenizer: Path | str | None = None,
+    cache: Path | None = None,
+) -> Training:
+    """Read what a training is made of and check that the parts fit.
+
+    Parameters
+    ----------
+    training_id : str
+        The name it gets.
+    sae : Path or str
+        Folder of the SAE.
+    model : Path or str
+        Folder of the model, or its Hub id.
+    hook_name : str, optional
+        Where the SAE reads; None takes what the SAE's metadata says.
+    tokenizer : Path or str, optional
+        Folder of the tokenizer; None takes the model's.
+    cache : Path, optional
+        Folder that remembers digests of big files.
+
+    Raises
+    ------
+    BadTrainingId, BadSae, BadModel
+        The id, the SAE or the model cannot be used, or they do not belong together.
+    """
+    check_training_id(training_id)
+    sae_spec = describe_sae(sae, cache=cache)
+    model_spec = describe_model(model, cache=cache)
+    hookpoint = _hookpoint(sae_spec, model_spec, hook_name)
+    tokenizer_spec = _tokenizer(tokenizer or model_spec.path, model_spec, cache)
+    place = [hookpoint.module_path, hookpoint.side]
+    return Training(
+        training_id=training_id,
+        sae=sae_spec,
+        model=model_spec,
+        tokenizer=tokenizer_spec,
+        hookpoint=hookpoint,
+        digest=digest_of(
+            {
+                "sae": sae_spec.digest,
+                "model": model_spec.digest,
+                "hookpoint": place,
+                "tokenizer": tokenizer_spec.digest,
+            }
+        ),
+    )
+
+
+def _hookpoint(sae: SaeSpec, model: ModelSpec, hook_name: str | None) -> Hookpoint:
+    name = hook_name or sae.hook_name
+    if name is None:
+        raise BadSae(
+            f"the SAE {sae.path} does not say where it reads: pass hook_name=, for example "
+            "hook_name='blocks.5.hook_resid_post'"
+        )
+    hookpoint = resolve_hookpoint(name, read_model_config(Path(model.path)))
+    if hookpoint.width != sae.d_in:
+        trained_on = sae.metadata.get("model_name")
+        cause = (
+            f"the SAE was trained on {trained_on!r}, is this that model?"
+            if trained_on
+            else "is this the model that the SAE was trained on?"
+        )
+        raise BadSae(
+            f"the SAE has d_in={sae.d_in}, but {name!r} of {model.source} is "
+            f"{hookpoint.width} wide: {cause} If it is, pass another hook_name="
+        )
+    _check_processing(sae)
+    return hookpoint
+
+
+def _check_processing(sae: SaeSpec) -> None:
+    options = sae.metadata.get("model_from_pretrained_kwargs")
+    for name in _PROCESSING:
+        if isinstance(options, Mapping) and options.get(name):
+            raise BadSae(
+                f"the SAE {sae.path} was trained with {name}=True of TransformerLens, "
+                "whose activations differ from the model's own: this is not supported. "
+                "Choose an SAE trained on the unprocessed model"
+            )
+
+
+def _tokenizer(source: Path | str, model: ModelSpec, cache: Path | None) -> TokenizerSpec:
+    """Describe the tokenizer, limited to ids that the model has too.
+
+    Some models (Gemma 3) ship a tokenizer with special tokens beyond their embedding; an
+    ordinary token beyond it shows that the tokenizer is another model's.
+    """
+    spec = describe_tokenizer(source, cache=cache)
+    if spec.vocab_size <= model.vocab_size:
+        return spec
+    ids = set(load_tokenizer(spec.path).get_vocab(with_added_tokens=True).values())
+    largest = max(ids - set(spec.special_ids), default=0)
+    if largest >= model.vocab_size:
+        raise BadModel(
+            f"the tokenizer {spec.path} has token ids up to {largest}, the model "
+            f"{model.source} has vocab_size={model.vocab_size}: it is another model's "
+            "tokenizer. Pass tokenizer= the folder of the right one"
+        )
+    known = tuple(i for i in spec.special_ids if i < model.vocab_size)
+    return replace(spec, special_ids=known, vocab_size=model.vocab_size)

@@ -1,0 +1,83 @@
+"""What can be said of a run at one moment: plain values for status, card and CLI."""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from extraction_kit.lifecycle import RunState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Happening:
+    """One event of a run; repeated refusals are one event with a count."""
+
+    seq: int
+    run_id: str
+    attempt: int
+    at: datetime
+    kind: str  # a Move, "launched", "refused", "duplicate delivery", ...
+    actor: str
+    text: str
+    count: int = 1
+    last_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """A run as it stands: ledger row, beat and evidence together.
+
+    All datetimes are aware (UTC). ``None`` means unknown or not yet.
+    """
+
+    run_id: str
+    training_id: str
+    generation: int
+    state: RunState
+    attempt: int
+    job_id: str
+    n_tokens: int  # valid tokens to measure
+    n_tokens_done: int
+    created_at: datetime
+    created_by: str  # user@host
+    started_at: datetime | None = None  # claim of the current attempt
+    ended_at: datetime | None = None  # end of the current attempt, if it ended
+    completed_at: datetime | None = None
+    results_dir: str | None = None
+    result_digest: str | None = None
+    error: str | None = None
+    error_traceback: str | None = None
+    phase: str | None = None  # loading model, extracting, publishing, ... from the beat
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    l0: float | None = None
+    fvu: float | None = None
+    n_dead: int | None = None
+    d_sae: int | None = None
+    model: str = ""
+    hook_name: str = ""
+    worker: str | None = None  # host:pid of the process that claimed
+    beat_age_s: float | None = None
+    progress_age_s: float | None = None
+    checkpoint_tokens: int | None = None  # where resume() would continue
+    cancel_requested: bool = False
+    refusal: str | None = None  # why the last launch was refused, for this handle
+    n_refusals: int = 0
+    findings: tuple[str, ...] = ()  # stuck, no supervisor, server unreachable, ...
+    advice: str = ""  # the next thing to type
+    change: int = 0  # grows with every change of the run
+
+    @property
+    def progress(self) -> float:
+        """Share of the valid tokens done, 0 to 1."""
+        if self.state is RunState.COMPLETED:
+            return 1.0
+        return min(1.0, self.n_tokens_done / self.n_tokens) if self.n_tokens else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; datetimes as ISO 8601 with offset."""
+        plain = asdict(self) | {"progress": self.progress, "state": str(self.state)}
+        plain["findings"] = list(self.findings)
+        for name, value in plain.items():
+            if isinstance(value, datetime):
+                plain[name] = value.isoformat()
+        return plain

@@ -1,0 +1,525 @@
+// @ts-check
+// The page side of a run card. Messages: see card.py. Text reaches the page as text only.
+
+const ACTIVE = ["requested", "queued", "extracting", "publishing"];
+const BUSY_AFTER_MS = 700; // an answer usually takes 20 ms
+const HELLO_MS = 10_000;
+const HELLO_QUICK_MS = 500;
+const HELLO_QUICK_TRIES = 6;
+const STALE_BEATS = 3;
+const WINDOW_S = 60; // what "recent" means for speed and time left
+const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending…" };
+const KEEP = { "data-lm-suppress-shortcuts": "true" }; // else x deletes the cell
+
+// --- words -----------------------------------------------------------------------------
+
+const count = (n) => (n == null ? "–" : Math.round(n).toLocaleString("en-US"));
+const digits = (x) => (Math.abs(x) >= 1000 ? count(x) : String(Number(x.toPrecision(3))));
+const short = (x) =>
+  x >= 1e6 ? `${(x / 1e6).toFixed(2)} M` : x >= 1e4 ? `${(x / 1e3).toFixed(1)} k` : count(x);
+const share = (x) => `${digits(100 * x)} %`;
+const seconds = (iso) => (iso ? Date.parse(iso) / 1000 : null);
+const two = (n) => String(n).padStart(2, "0");
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+function clock(s) {
+  const all = Math.max(0, Math.round(s));
+  const [h, m, rest] = [Math.floor(all / 3600), Math.floor(all / 60) % 60, all % 60];
+  return h ? `${h}:${two(m)}:${two(rest)}` : `${m}:${two(rest)}`;
+}
+
+function moment(epoch, withSeconds = false) {
+  const at = new Date(epoch * 1000);
+  const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
+  const end = withSeconds ? `:${two(at.getSeconds())}` : "";
+  return `${day} ${two(at.getHours())}:${two(at.getMinutes())}${end}`;
+}
+
+function ago(s) {
+  if (s < 60) return "just now";
+  const steps = [[86400, "day"], [3600, "hour"], [60, "minute"]];
+  const [size, unit] = /** @type {[number, string]} */ (steps.find(([n]) => s >= Number(n)));
+  const n = Math.floor(s / size);
+  return `${n} ${unit}${n > 1 ? "s" : ""} ago`;
+}
+
+function visible(token) {
+  const named = { "\n": "↵", "\r": "␍", "\t": "⇥" };
+  return Array.from(token, (char) => {
+    const code = char.codePointAt(0) ?? 0;
+    if (named[char]) return named[char];
+    if (code < 0x20) return String.fromCodePoint(0x2400 + code);
+    if (code >= 0x7f && code < 0xa0) return "␦";
+    if (/[\u200e\u200f\u202a-\u202e\u2066-\u2069\u061c\ufeff]/.test(char))
+      return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
+    return char;
+  }).join("");
+}
+
+// --- elements --------------------------------------------------------------------------
+
+function el(tag, cls, ...children) {
+  const node = document.createElement(tag);
+  if (cls) node.className = cls;
+  node.append(...children.filter((child) => child != null));
+  return node;
+}
+
+function attrs(node, values) {
+  for (const [name, value] of Object.entries(values)) {
+    if (value == null) node.removeAttribute(name);
+    else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
+  }
+  return node;
+}
+
+// Writing equal text again would lose a selection and make a screen reader repeat itself.
+function say(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+  node.hidden = !text;
+}
+
+// Build again only when what is shown changed: focus and selection stay.
+function fill(node, key, build) {
+  const text = JSON.stringify(key);
+  if (node.xkKey === text) return;
+  node.xkKey = text;
+  const children = key == null ? [] : build();
+  node.replaceChildren(...children);
+  node.hidden = children.length === 0;
+}
+
+const prose = (text) =>
+  text.split(/`([^`\n]+)`/).map((part, i) => el(i % 2 ? "code" : "bdi", "", part));
+
+function randomId() {
+  return globalThis.crypto?.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+}
+
+function details(cls, title) {
+  const summary = attrs(el("summary", "", title), KEEP);
+  return el("details", cls, summary);
+}
+
+// A line of code with a button that copies it (or selects it where copying is forbidden).
+function snippet(code) {
+  const shown = el("code", "xk-snippet-code", code);
+  const button = attrs(el("button", "xk-copy", "Copy"), { ...KEEP, type: "button" });
+  attrs(button, { "aria-label": `Copy ${code}` });
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(code);
+      button.textContent = "Copied";
+      setTimeout(() => (button.textContent = "Copy"), 1500);
+    } catch {
+      getSelection()?.selectAllChildren(shown);
+    }
+  });
+  return el("div", "xk-snippet", shown, button);
+}
+
+// --- one hello for all views of a model ------------------------------------------------
+
+// Tells the kernel that somebody looks; repeated quickly until the kernel answers from a
+// subshell, so that a click is heard while a cell is busy.
+function initialize({ model, signal }) {
+  let quick = HELLO_QUICK_TRIES;
+  let timer = 0;
+  let heardOff = false;
+  const again = (ms) => {
+    clearTimeout(timer);
+    if (model.get("state")?.view?.state !== "completed") timer = setTimeout(hello, ms);
+  };
+  const hello = () => {
+    clearTimeout(timer);
+    if (document.visibilityState === "hidden") return;
+    model.send({ kind: "hello", id: randomId() });
+    again(quick-- > 0 ? HELLO_QUICK_MS : HELLO_MS);
+  };
+  const heard = (message) => {
+    if (message?.kind !== "ack") return;
+    if (message.off_main) {
+      again(HELLO_MS);
+      heardOff = true;
+      quick = 0;
+    } else if (heardOff) {
+      heardOff = false; // the route was lost: find it again
+      quick = HELLO_QUICK_TRIES;
+      again(HELLO_QUICK_MS);
+    }
+  };
+  model.on("msg:custom", heard);
+  document.addEventListener("visibilitychange", hello);
+  hello();
+  const stop = () => {
+    clearTimeout(timer);
+    model.off("msg:custom", heard);
+    document.removeEventListener("visibilitychange", hello);
+  };
+  signal?.addEventListener("abort", stop);
+  return stop;
+}
+
+// --- what a state means ----------------------------------------------------------------
+
+function legalActs(view) {
+  if (view.state === "completed") return ["launch"]; // refuses, and says why
+  if (view.state === "publishing") return []; // too late to cancel
+  if (view.state === "requested" && view.findings.length) return ["launch", "cancel"];
+  return ACTIVE.includes(view.state) ? ["cancel"] : ["resume"];
+}
+
+function label(view, name) {
+  if (name === "launch" && view.state !== "completed") return "Send again";
+  return capital(name);
+}
+
+function whyNot(view, name) {
+  if (name === "launch" && view.state === "completed")
+    return `Refused: completed ${moment(seconds(view.completed_at) ?? 0)}`;
+  if (name === "cancel" && view.cancel_requested)
+    return "Cancel is on its way: the worker stops within one batch.";
+  return null;
+}
+
+function phase(view) {
+  if (view.cancel_requested) return "stopping after this batch";
+  const waiting = {
+    requested: "waiting to be accepted by the queue",
+    queued: "waiting for a worker",
+    publishing: "writing the results",
+  };
+  return waiting[view.state] ?? view.phase ?? "";
+}
+
+// Tokens per second over the last minute, from the times at which beats were written.
+function measure(samples, view, now) {
+  const at = now - (view.beat_age_s ?? 0);
+  const last = samples.at(-1);
+  if (last && (last.attempt !== view.attempt || view.n_tokens_done < last.done))
+    samples.length = 0;
+  if (!samples.length || view.n_tokens_done > samples[samples.length - 1].done)
+    samples.push({ at, done: view.n_tokens_done, attempt: view.attempt });
+  while (samples.length > 2 && at - samples[0].at > WINDOW_S) samples.shift();
+  const [first, newest] = [samples[0], samples[samples.length - 1]];
+  const long = newest.at - first.at >= 3;
+  return long ? (newest.done - first.done) / (newest.at - first.at) : view.tokens_per_s;
+}
+
+// --- the card --------------------------------------------------------------------------
+
+function skeleton() {
+  const id = randomId();
+  const parts = {
+    pill: el("span", "xk-pill"),
+    name: attrs(el("bdi", "xk-name"), { id: `xk-${id}` }),
+    about: el("div", "xk-about"),
+    acts: el("div", "xk-acts"),
+    fill: el("div", "xk-fill"),
+    mark: el("div", "xk-mark"),
+    stats: el("dl", "xk-stats"),
+    meta: el("div", "xk-meta"),
+    findings: el("ul", "xk-findings"),
+    error: el("div", "xk-error"),
+    story: el("div", "xk-story"),
+    note: el("div", "xk-note"),
+    stale: el("div", "xk-stale"),
+    refusal: attrs(el("div", "xk-refusal"), { id: `xk-why-${id}` }),
+    features: el("div", "xk-features"),
+    trace: details("xk-trace", "Traceback"),
+    timeline: details("xk-timeline", "What happened"),
+    live: attrs(el("div", "xk-live"), { role: "status" }),
+  };
+  const bar = el("div", "xk-bar", parts.fill, parts.mark);
+  attrs(bar, { role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100 });
+  attrs(bar, { "aria-label": "valid tokens measured" });
+  const title = el("div", "xk-title", el("div", "xk-top", parts.pill, parts.name), parts.about);
+  parts.trace.append(el("pre", ""));
+  parts.timeline.append(el("ol", ""));
+  const p = parts;
+  const root = el(
+    "section", "xk-card", el("header", "xk-head", title, p.acts), bar, p.stats, p.meta,
+    p.error, p.findings, p.story, p.refusal, p.note, p.stale, p.features, p.trace,
+    p.timeline, p.live,
+  );
+  attrs(root, { role: "group", "aria-labelledby": p.name.id });
+  return { ...parts, bar, root };
+}
+
+const stat = (value, name, kind = "") =>
+  el("div", `xk-stat ${kind}`, el("dt", "", name), el("dd", "", value));
+
+function qualityStats(view) {
+  const soFar = view.state === "completed" ? "" : " so far";
+  const list = [];
+  if (view.l0 != null) list.push(stat(digits(view.l0), "L0", "xk-first"));
+  if (view.fvu != null) list.push(stat(digits(view.fvu), "FVU"));
+  if (view.n_dead != null) {
+    const part = view.d_sae ? ` (${share(view.n_dead / view.d_sae)})` : "";
+    list.push(stat(count(view.n_dead) + part, `dead${soFar}`));
+  }
+  return list;
+}
+
+function featureRow(item) {
+  const peak = Math.max(0, ...item.acts);
+  const tokens = item.tokens.map((text, i) => {
+    const act = item.acts[i];
+    const node = el("bdi", "xk-token", visible(text));
+    if (act > 0 && peak > 0) {
+      node.classList.add("xk-on");
+      node.classList.toggle("xk-peak", act === peak);
+      node.style.setProperty("--a", (act / peak).toFixed(3));
+      node.title = digits(act);
+    }
+    return node;
+  });
+  const name = el("strong", "", `feature ${count(item.feature)}`);
+  const facts = ` fires on ${share(item.density)} of tokens · max ${digits(item.max_act)}`;
+  return el("div", "xk-feature", el("div", "xk-feature-head", name, facts),
+    el("div", "xk-example", ...tokens));
+}
+
+function eventRow(event) {
+  const times = event.count > 1 ? ` ×${event.count}` : "";
+  return el("li", "", el("time", "", moment(event.at, true)),
+    el("strong", "", `${event.kind}${times}`), el("span", "", ...prose(event.text)));
+}
+
+function refusalParts(view, now) {
+  const since = seconds(view.completed_at);
+  const when = since == null ? "" : ` since ${moment(since)} (${ago(now - since)})`;
+  const first = el("div", "", el("strong", "", "Launch refused. "), `Completed${when}, launched by `,
+    el("bdi", "", view.created_by), ". A completed run is never computed again.");
+  const id = view.training_id;
+  return [
+    first,
+    view.results_dir ? el("div", "", "The results are in ", el("code", "", view.results_dir)) : null,
+    el("div", "xk-want", "Look at what was found:"), snippet("run.features()"),
+    el("div", "xk-want", "Compute it anew, as a further generation:"),
+    snippet(`run = ws.launch("${id}", ..., generation=${view.generation + 1})`),
+  ].filter((part) => part != null);
+}
+
+function render({ model, el: host, signal }) {
+  const ui = skeleton();
+  host.append(ui.root);
+  const samples = [];
+  const buttons = new Map();
+  let message = model.get("state") ?? {};
+  let receivedAt = Date.now();
+  let skew = (message.now ?? receivedAt / 1000) - receivedAt / 1000;
+  let pending = null; // {id, name, at}
+  let answer = null; // {text, ok, state}
+  let rate = null;
+  let insisted = false; // the refusal was asked for
+  let spoken = message.view?.state;
+  const now = () => Date.now() / 1000 + skew;
+
+  function announce(text) {
+    ui.live.textContent = "";
+    requestAnimationFrame(() => (ui.live.textContent = text));
+  }
+
+  function press(name) {
+    const view = message.view;
+    const reason = whyNot(view, name);
+    if (reason) {
+      insisted = name === "launch";
+      answer = insisted ? null : { text: reason, ok: true, state: view.state };
+      draw();
+      ui.refusal.classList.remove("xk-again");
+      void ui.refusal.offsetWidth; // restart the flash
+      ui.refusal.classList.add("xk-again");
+      announce(insisted ? ui.refusal.firstChild?.textContent ?? reason : reason);
+      return;
+    }
+    if (pending) return;
+    answer = null;
+    pending = { id: randomId(), name, at: Date.now() };
+    setTimeout(draw, BUSY_AFTER_MS + 10);
+    model.send({ kind: "act", id: pending.id, name });
+    draw();
+  }
+
+  function drawButtons(view) {
+    const legal = legalActs(view);
+    for (const [name, button] of buttons) {
+      if (legal.includes(name)) continue;
+      const focused = button === document.activeElement;
+      button.remove();
+      buttons.delete(name);
+      if (focused) attrs(ui.root, { tabindex: -1, ...KEEP }).focus({ preventScroll: true });
+    }
+    for (const name of legal) {
+      if (!buttons.has(name)) {
+        const button = attrs(el("button", "xk-act"), { ...KEEP, type: "button" });
+        button.addEventListener("click", () => press(name));
+        buttons.set(name, button);
+        ui.acts.append(button);
+      }
+      const button = buttons.get(name);
+      const mine = pending?.name === name;
+      const stopping = name === "cancel" && view.cancel_requested;
+      const refuses = name === "launch" && view.state === "completed";
+      say(button, mine || stopping ? DOING[name] : label(view, name));
+      button.classList.toggle("xk-main", name === "resume");
+      button.classList.toggle("xk-pending", mine || stopping);
+      const off = pending || whyNot(view, name);
+      attrs(button, {
+        "aria-disabled": off ? "true" : null,
+        "aria-describedby": refuses ? ui.refusal.id : null,
+        title: whyNot(view, name),
+      });
+    }
+  }
+
+  function drawBar(view) {
+    const percent = 100 * view.progress;
+    const waiting = view.state === "extracting" && view.n_tokens_done === 0;
+    ui.fill.style.width = `${percent.toFixed(2)}%`;
+    ui.bar.classList.toggle("xk-waiting", waiting || view.state === "publishing");
+    const saved = view.state === "completed" ? 0 : view.checkpoint_tokens;
+    ui.mark.hidden = !saved;
+    if (saved) {
+      ui.mark.style.left = `${Math.min(100, (100 * saved) / view.n_tokens)}%`;
+      ui.mark.title = `checkpoint at ${count(saved)} tokens`;
+    }
+    const words = [`${Math.floor(percent)} %`, `${count(view.n_tokens_done)} of ${count(view.n_tokens)} tokens`];
+    attrs(ui.bar, {
+      "aria-valuenow": Math.floor(percent),
+      "aria-valuetext": [...words, phase(view)].filter(Boolean).join(", "),
+    });
+  }
+
+  function stats(view) {
+    const done = view.state === "completed" ? view.n_tokens : view.n_tokens_done;
+    const list = [stat(`${Math.floor(100 * view.progress)} %`, "done", "xk-big")];
+    list.push(stat(`${count(done)} / ${count(view.n_tokens)}`, "tokens"));
+    const start = seconds(view.started_at);
+    if (view.state === "extracting") {
+      if (rate > 0) {
+        const left = (view.n_tokens - view.n_tokens_done) / rate - ((Date.now() - receivedAt) / 1000 + (view.beat_age_s ?? 0));
+        list.push(stat(short(rate), "tokens/s"));
+        list.push(stat(left > 1 ? clock(left) : "any moment", "left"));
+      }
+    }
+    const end = seconds(view.ended_at) ?? (ACTIVE.includes(view.state) ? now() : null);
+    if (start != null && end != null)
+      list.push(stat(clock(end - start), ACTIVE.includes(view.state) ? "elapsed" : "taken"));
+    return [...list, ...qualityStats(view)];
+  }
+
+  function meta(view) {
+    const parts = [];
+    if (ACTIVE.includes(view.state)) parts.push(phase(view));
+    if (view.worker && view.state !== "completed") parts.push(`worker ${view.worker}`);
+    if (view.attempt > 1 || view.state !== "completed") parts.push(`attempt ${view.attempt}`);
+    if (view.checkpoint_tokens && view.state !== "completed")
+      parts.push(`checkpoint at ${Math.floor((100 * view.checkpoint_tokens) / view.n_tokens)} %`);
+    return parts.filter(Boolean);
+  }
+
+  function story(view) {
+    const since = seconds(view.completed_at);
+    if (view.state === "completed") {
+      const when = since == null ? "" : ` ${moment(since)} (${ago(now() - since)})`;
+      const line = el("div", "", `Completed${when} · launched by `, el("bdi", "", view.created_by));
+      if (view.results_dir) line.append(" · results in ", el("code", "", view.results_dir));
+      return [line];
+    }
+    const lines = [];
+    if (view.refusal) lines.push(el("div", "", el("strong", "", "Launch refused. "), ...prose(view.refusal)));
+    if (view.advice) lines.push(el("div", "", ...prose(view.advice)));
+    return lines;
+  }
+
+  function notes(view) {
+    let text = message.note ? `${message.note} – trying again` : "";
+    let tone = "warn";
+    if (pending && Date.now() - pending.at >= BUSY_AFTER_MS) {
+      const waited = (Date.now() - pending.at) / 1000;
+      const since = waited >= 5 ? ` ${clock(waited)} ago` : "";
+      text = `${capital(pending.name)} sent${since} – waiting for the kernel (busy running a cell?)`;
+    } else if (answer && (!answer.ok || answer.state === view.state)) {
+      text = answer.text;
+      tone = answer.ok ? "info" : "bad";
+    }
+    say(ui.note, text);
+    attrs(ui.note, { "data-tone": tone });
+    const age = (Date.now() - receivedAt) / 1000;
+    const stale = ACTIVE.includes(view.state) && age > STALE_BEATS * (message.beat_s ?? 4);
+    ui.root.classList.toggle("xk-is-stale", stale);
+    say(ui.stale, stale ? `No news for ${clock(age)} – kernel or worker may be busy or gone.` : "");
+  }
+
+  function draw() {
+    const view = message.view;
+    if (!view) return;
+    attrs(ui.root, { "data-state": view.state });
+    say(ui.pill, capital(view.state));
+    say(ui.name, view.training_id);
+    const features = view.d_sae == null ? "" : `${count(view.d_sae)} features`;
+    const about = [view.model, view.hook_name, features, `generation ${view.generation}`];
+    fill(ui.about, about, () => about.filter(Boolean).map((text) => el("bdi", "", text)));
+    drawButtons(view);
+    drawBar(view);
+    const tiles = stats(view);
+    fill(ui.stats, tiles.map((tile) => tile.textContent), () => tiles);
+    const facts = meta(view);
+    fill(ui.meta, facts, () => facts.map((text) => el("bdi", "", text)));
+    fill(ui.findings, view.findings, () => view.findings.map((text) => el("li", "", ...prose(text))));
+    fill(ui.error, view.error, () => [el("strong", "", view.error)]);
+    const refused = view.state === "completed" && (insisted || Boolean(view.refusal));
+    const lines = refused ? [] : story(view);
+    fill(ui.story, lines.map((line) => line.textContent), () => lines);
+    const minute = Math.floor(now() / 60);
+    fill(ui.refusal, view.state === "completed" ? [view.completed_at, refused && minute] : null, () => refusalParts(view, now()));
+    ui.refusal.hidden = !refused;
+    fill(ui.features, message.highlights?.length ? message.highlights : null, () => message.highlights.map(featureRow));
+    ui.trace.hidden = !view.error_traceback;
+    say(ui.trace.lastElementChild, view.error_traceback ?? "");
+    const events = message.events ?? [];
+    ui.timeline.hidden = !events.length;
+    say(ui.timeline.firstElementChild, `What happened (${events.length})`);
+    fill(ui.timeline.lastElementChild, events, () => events.map(eventRow));
+    notes(view);
+    if (view.state !== spoken) {
+      spoken = view.state;
+      announce(`${view.training_id}: ${view.state}`);
+    }
+  }
+
+  function receive() {
+    message = model.get("state") ?? {};
+    receivedAt = Date.now();
+    skew = (message.now ?? receivedAt / 1000) - receivedAt / 1000;
+    if (message.view?.state === "extracting") rate = measure(samples, message.view, message.now);
+    draw();
+  }
+
+  function acknowledged(content) {
+    if (content?.kind !== "ack" || content.id !== pending?.id) return;
+    const doing = { cancel: "Cancel", resume: "Resume", launch: "Launch" }[pending.name];
+    const text = content.reason || (content.ok ? `${doing} accepted.` : `${doing} did not work.`);
+    answer = { text, ok: content.ok, state: message.view.state };
+    pending = null;
+    if (!content.ok) announce(text);
+    draw();
+  }
+
+  model.on("change:state", receive);
+  model.on("msg:custom", acknowledged);
+  const ticking = setInterval(draw, 1000);
+  receive();
+  const stop = () => {
+    clearInterval(ticking);
+    model.off("change:state", receive);
+    model.off("msg:custom", acknowledged);
+    ui.root.remove();
+  };
+  signal?.addEventListener("abort", stop);
+  return stop;
+}
+
+export default { initialize, render };

@@ -1,0 +1,290 @@
+"""One thread per kernel that reads the watched runs and writes the cards' state.
+
+It is the only writer: two threads that set traits at once break ipywidgets. It never
+prints (output of a thread lands under a random cell); what goes wrong is written into the
+card and into the log.
+"""
+
+import contextvars
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from extraction_kit.lifecycle import ACTIVE, RunState
+from extraction_kit.views import Happening, RunView
+from extraction_kit.widgets import payload
+from extraction_kit.widgets.source import RunSource
+
+log = logging.getLogger(__name__)
+
+N_HIGHLIGHTS = 4
+"""Features shown with an example on a completed card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds; tests shorten them."""
+
+    viewed_s: float = 0.25
+    """Between two reads while somebody looks."""
+    resting_s: float = 1.0
+    """The same when no watched run is active."""
+    unviewed_s: float = 5.0
+    """The same while nobody looks."""
+    beat_s: float = 4.0
+    """An unchanged active run is sent again after this; a card that hears nothing for three
+    of them says so."""
+    lease_s: float = 30.0
+    """A page that was not heard for this long is taken as gone."""
+    linger_s: float = 60.0
+    """A card of a run that was completed when shown stays live for this long."""
+
+
+Push = Callable[[dict[str, Any]], None]
+Freeze = Callable[[RunView, Sequence[Happening], Sequence[dict[str, Any]]], None]
+
+
+@dataclass(eq=False, kw_only=True)
+class Watch:
+    """One card on one run. Only the hub's thread changes the fields after ``freeze``."""
+
+    source: RunSource
+    run_id: str
+    push: Push = lambda _: None
+    freeze: Freeze | None = None  # replaces the live card; None keeps it
+    refusal: str | None = None
+    refused_in: RunState | None = None  # the refusal is of interest while this lasts
+    heard_at: float = field(default_factory=time.monotonic)
+    # The context of the page's last message: what is sent in it makes the page's next
+    # message run on the subshell that the page chose, also while a cell is busy.
+    # https://github.com/ipython/ipykernel (comm.py, _reply_subshell_for)
+    context: contextvars.Context | None = None
+    wanted: bool = True  # send at the next tick, changed or not
+    seq: int = 0
+    sent: dict[str, Any] | None = None
+    sent_at: float = 0.0
+    view: RunView | None = None  # as shown at first, then as last read
+    born_final: bool = field(init=False)
+    events: Sequence[Happening] = ()
+    highlights: Sequence[dict[str, Any]] = ()
+    known_change: tuple[int, int] | None = None  # (cursor, change) the events belong to
+    freeze_at: float | None = None
+
+    def __post_init__(self) -> None:
+        """Remember whether the run was completed when its card was shown."""
+        self.born_final = self.final
+
+    def heard(self) -> None:
+        """Note that the page is there; called in the context of its message."""
+        self.heard_at = time.monotonic()
+        self.context = contextvars.copy_context()
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing can change any more."""
+        return self.view is not None and self.view.state is RunState.COMPLETED
+
+
+class Hub:
+    """Reads all watched runs and pushes what changed.
+
+    Parameters
+    ----------
+    pace : Pace, optional
+        How often; the defaults suit a person who looks at a card.
+    """
+
+    def __init__(self, pace: Pace | None = None) -> None:
+        self.pace = pace or Pace()
+        self._changed = threading.Condition()
+        self._watches: list[Watch] = []
+        self._thread: threading.Thread | None = None
+        self._cursors: dict[int, int] = {}
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread is alive."""
+        with self._changed:
+            return self._thread is not None
+
+    def watch(self, watch: Watch) -> None:
+        """Push the state of a run from now on, until it is completed.
+
+        Raises
+        ------
+        RuntimeError
+            No thread can be started here (JupyterLite).
+        """
+        with self._changed:
+            if self._thread is None:
+                thread = threading.Thread(
+                    target=self._loop, name="extraction_kit hub", daemon=True
+                )
+                thread.start()
+                self._thread = thread
+            if watch not in self._watches:
+                self._watches.append(watch)
+            watch.wanted = True
+            self._changed.notify_all()
+
+    def wake(self, watch: Watch) -> None:
+        """Send the state of `watch` now; nothing for one that ended."""
+        with self._changed:
+            watch.wanted = True
+            self._changed.notify_all()
+
+    def drop(self, watch: Watch) -> None:
+        """Stop watching."""
+        with self._changed:
+            if watch in self._watches:
+                self._watches.remove(watch)
+            self._changed.notify_all()
+
+    # --- the thread ---------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while True:
+            started = time.monotonic()
+            with self._changed:
+                watches = list(self._watches)
+            self._tick(watches)
+            with self._changed:
+                if not self._watches:
+                    self._thread = None
+                    self._cursors.clear()
+                    return
+                due = started + self._period()
+                self._changed.wait_for(self._awaited, max(0.0, due - time.monotonic()))
+            # never above the pace, however often somebody wakes the hub
+            time.sleep(max(0.0, started + self.pace.viewed_s - time.monotonic()))
+
+    def _awaited(self) -> bool:
+        return not self._watches or any(watch.wanted for watch in self._watches)
+
+    def _period(self) -> float:
+        if not any(self._viewed(watch) for watch in self._watches):
+            return self.pace.unviewed_s
+        if any(watch.view and watch.view.state in ACTIVE for watch in self._watches):
+            return self.pace.viewed_s
+        return self.pace.resting_s
+
+    def _viewed(self, watch: Watch) -> bool:
+        return time.monotonic() - watch.heard_at < self.pace.lease_s
+
+    def _tick(self, watches: Sequence[Watch]) -> None:
+        for source in {id(watch.source): watch.source for watch in watches}.values():
+            mine = [watch for watch in watches if watch.source is source]
+            try:
+                self._read(source, mine)
+            except Exception as error:  # the ledger may be busy or gone for a while
+                log.debug("cannot read the watched runs", exc_info=True)
+                for watch in mine:
+                    self._send(watch, note=f"cannot read the run's state: {error}")
+            else:
+                for watch in mine:
+                    self._send(watch, note=None)
+
+    def _read(self, source: RunSource, watches: Sequence[Watch]) -> None:
+        """Read active runs always (their beats are not in the ledger), others if changed."""
+        cursor = source.cursor()
+        moved = self._cursors.get(id(source)) != cursor
+        wanted = sorted(
+            {
+                watch.run_id
+                for watch in watches
+                if watch.view is None
+                or (not watch.final and (moved or watch.wanted))
+                or watch.view.state in ACTIVE
+            }
+        )
+        views = {view.run_id: view for view in source.views(wanted)} if wanted else {}
+        for watch in watches:
+            if watch.run_id in views:
+                self._take(watch, views[watch.run_id], cursor)
+        self._cursors[id(source)] = cursor
+
+    def _take(self, watch: Watch, view: RunView, cursor: int) -> None:
+        if watch.refusal and view.state is watch.refused_in:
+            view = replace(view, refusal=watch.refusal)
+        if watch.known_change != (cursor, view.change):
+            watch.events = watch.source.events(watch.run_id)
+            if view.state is RunState.COMPLETED and not watch.highlights:
+                watch.highlights = watch.source.highlights(watch.run_id, N_HIGHLIGHTS)
+            watch.known_change = (cursor, view.change)
+        watch.view = view
+
+    def _send(self, watch: Watch, *, note: str | None) -> None:
+        if watch.view is None:
+            return
+        content = payload.build(watch.view, watch.events, watch.highlights, note=note)
+        if self._worth_sending(watch, content):
+            watch.wanted = False
+            watch.seq += 1
+            watch.sent, watch.sent_at = payload.essence(content), time.monotonic()
+            message = content | {
+                "seq": watch.seq,
+                "now": time.time(),
+                "beat_s": self.pace.beat_s,
+            }
+            self._push(watch, message)
+        if watch.final and note is None:
+            self._finish(watch)
+
+    def _worth_sending(self, watch: Watch, content: dict[str, Any]) -> bool:
+        if watch.wanted or watch.sent is None:
+            return True
+        age = time.monotonic() - watch.sent_at
+        if not self._viewed(watch) and age < self.pace.unviewed_s:
+            return False
+        if (
+            watch.view is not None
+            and watch.view.state in ACTIVE
+            and age >= self.pace.beat_s
+        ):
+            return True
+        return payload.essence(content) != watch.sent
+
+    def _push(self, watch: Watch, message: dict[str, Any]) -> None:
+        # A route to a page that is gone loses messages: then the kernel's own context.
+        context = watch.context if self._viewed(watch) else None
+        try:
+            if context is None:
+                watch.push(message)
+            else:
+                context.copy().run(watch.push, message)
+        except Exception:  # one closed card must not stop the others
+            log.debug("cannot send to a card", exc_info=True)
+
+    def _finish(self, watch: Watch) -> None:
+        """Let the static card take over, at once or when it was looked at for a while."""
+        if watch.freeze is None:
+            self.drop(watch)
+            return
+        if watch.freeze_at is None:
+            # a card shown completed was shown to be looked at and perhaps clicked
+            linger = self.pace.linger_s if watch.born_final else 0.0
+            watch.freeze_at = time.monotonic() + linger
+        if time.monotonic() < watch.freeze_at:
+            return
+        self.drop(watch)
+        try:
+            watch.freeze(watch.view, watch.events, watch.highlights)  # type: ignore[arg-type]
+        except Exception:  # the live card stays, which is right as well
+            log.debug("cannot replace a card", exc_info=True)
+
+
+_hub: tuple[int, Hub] | None = None
+_hub_lock = threading.Lock()
+
+
+def current() -> Hub:
+    """Return this process's hub; a forked child gets its own (threads do not survive)."""
+    global _hub  # noqa: PLW0603 - one per process is the point
+    with _hub_lock:
+        if _hub is None or _hub[0] != os.getpid():
+            _hub = (os.getpid(), Hub())
+        return _hub[1]

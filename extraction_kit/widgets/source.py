@@ -1,0 +1,50 @@
+"""What a widget needs to know of a run: the only door from the notebook to the service."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from extraction_kit.views import Happening, RunView
+
+
+class RunSource(Protocol):
+    """Reads runs and passes a person's clicks on.
+
+    Every method may be called from any thread, must be short, and must not print. Raises
+    members of :class:`~extraction_kit.errors.ExtractionKitError`, whose message is shown.
+    """
+
+    def view(self, run_id: str) -> RunView:
+        """Return the run as it stands now."""
+        ...
+
+    def views(self, run_ids: Sequence[str]) -> list[RunView]:
+        """Return several runs by one read, in any order; unknown ids are left out."""
+        ...
+
+    def cursor(self) -> int:
+        """Return a number that grows with every change of the ledger."""
+        ...
+
+    def events(self, run_id: str) -> list[Happening]:
+        """Return what happened to the run, oldest first."""
+        ...
+
+    def highlights(self, run_id: str, n: int) -> list[dict[str, Any]]:
+        """Return up to `n` features of a completed run with their best example.
+
+        Each is ``{feature: int, density: float, max_act: float, tokens: list[str],
+        acts: list[float]}``; `tokens` and `acts` have the same length.
+        """
+        ...
+
+    def relaunch(self, run_id: str) -> RunView:
+        """Launch the same content again, as a click on Launch asks for."""
+        ...
+
+    def cancel(self, run_id: str) -> RunView:
+        """Ask the run to stop."""
+        ...
+
+    def resume(self, run_id: str) -> RunView:
+        """Continue a resting run from its checkpoint."""
+        ...

@@ -1,0 +1,253 @@
+"""The card as text that never changes: for GitHub, nbconvert, reopened notebooks, nbval.
+
+Pure functions of their arguments: no clock, no environment. Everything that comes from
+outside is escaped. The HTML is complete without its styles, which some sites strip, and
+uses the surrounding text colour, so that it suits light and dark pages.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import PurePath
+from typing import Any
+
+from extraction_kit.lifecycle import ACTIVE, RunState
+from extraction_kit.views import Happening, RunView
+from extraction_kit.widgets import words
+
+# White text on each has a contrast of at least 4.5.
+_TONES: Mapping[RunState, str] = {
+    RunState.REQUESTED: "#5f6b7a",
+    RunState.QUEUED: "#5f6b7a",
+    RunState.EXTRACTING: "#1565c0",
+    RunState.PUBLISHING: "#1565c0",
+    RunState.COMPLETED: "#2e7d32",
+    RunState.FAILED: "#c62828",
+    RunState.CANCELLED: "#5f6b7a",
+    RunState.INTERRUPTED: "#a34a00",
+}
+_MONO = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
+_FAINT = "rgba(128,128,128,.16)"
+
+
+def plain(view: RunView) -> str:
+    """Return one line: ``<Run t-7f3a g1 completed 100% of 100,000 tokens>``."""
+    return (
+        f"<Run {view.training_id} g{view.generation} {view.state} "
+        f"{words.percent_done(view.progress)}% of {view.n_tokens:,} tokens>"
+    )
+
+
+def html(
+    view: RunView,
+    events: Sequence[Happening] = (),
+    highlights: Sequence[Mapping[str, Any]] = (),
+    *,
+    reproducible: bool = False,
+) -> str:
+    """Return the card as one ``<div>``.
+
+    Parameters
+    ----------
+    view : RunView
+        The run.
+    events : sequence of Happening
+        Shown on demand.
+    highlights : sequence of mapping
+        Features with an example, see `RunSource.highlights`; completed runs only.
+    reproducible : bool
+        Leave out what differs when the same run is made again elsewhere: person, machine,
+        process, events, absolute folders. Times stay, in ``<time>`` elements.
+    """
+    tone = _TONES[view.state]
+    parts = [
+        _head(view, tone),
+        _bar(view, tone),
+        _figures(view),
+        *_story(view, reproducible=reproducible),
+        *(_features(highlights) if view.state is RunState.COMPLETED else ()),
+        *([] if reproducible else _timeline(events)),
+    ]
+    style = (
+        f"border:1px solid rgba(128,128,128,.35);border-left:4px solid {tone};"
+        "border-radius:8px;padding:12px 16px;max-width:860px;font-size:13px;"
+        "line-height:1.55;font-family:system-ui,-apple-system,'Segoe UI',sans-serif"
+    )
+    return f'<div class="xk-static" style="{style}">\n' + "\n".join(parts) + "\n</div>"
+
+
+def _text(value: object) -> str:
+    """Return `value` escaped and isolated, so that its direction ends with it."""
+    return f"<bdi>{escape(str(value))}</bdi>"
+
+
+def _code(value: object) -> str:
+    style = f"{_MONO};background:{_FAINT};padding:1px 4px;border-radius:3px"
+    return f'<code style="{style}">{escape(str(value))}</code>'
+
+
+def prose(text: str) -> str:
+    """Return `text` escaped, with what stands between backticks as code."""
+    pieces = re.split(r"`([^`\n]+)`", text)
+    return "".join(
+        _code(piece) if index % 2 else _text(piece)
+        for index, piece in enumerate(pieces)
+        if piece
+    )
+
+
+def _moment(at: datetime) -> str:
+    at = at.astimezone(UTC)
+    return f'<time datetime="{at:%Y-%m-%dT%H:%MZ}">{at:%Y-%m-%d %H:%M} UTC</time>'
+
+
+def _took(view: RunView) -> str | None:
+    if view.started_at is None or view.ended_at is None:
+        return None
+    seconds = max(0.0, (view.ended_at - view.started_at).total_seconds())
+    return f'<time datetime="PT{round(seconds)}S">{words.duration(seconds)}</time>'
+
+
+def _line(content: str, style: str = "") -> str:
+    return f'<div style="margin-top:6px;{style}">{content}</div>'
+
+
+def _head(view: RunView, tone: str) -> str:
+    pill = (
+        f'<span style="background:{tone};color:#fff;border-radius:999px;padding:2px 10px;'
+        f'font-weight:600">{escape(view.state.capitalize())}</span>'
+    )
+    about = [f"generation {view.generation}", view.model, view.hook_name]
+    if view.d_sae is not None:
+        about.append(f"{view.d_sae:,} features")
+    subtitle = " · ".join(_text(item) for item in about if item)
+    return f"<div>{pill} <strong>{_text(view.training_id)}</strong> · {subtitle}</div>"
+
+
+def _bar(view: RunView, tone: str) -> str:
+    width = f"{100 * view.progress:.1f}"
+    return (
+        f'<div style="height:6px;border-radius:3px;background:{_FAINT};margin-top:10px">'
+        f'<div style="height:6px;border-radius:3px;width:{width}%;background:{tone}"></div>'
+        "</div>"
+    )
+
+
+def _figures(view: RunView) -> str:
+    done = view.n_tokens if view.state is RunState.COMPLETED else view.n_tokens_done
+    items = [
+        (f"{words.percent_done(view.progress)} %", ""),
+        (f"{done:,} / {view.n_tokens:,}", "tokens"),
+    ]
+    if view.l0 is not None:
+        items.append((words.number(view.l0), "L0"))
+    if view.fvu is not None:
+        items.append((words.number(view.fvu), "FVU"))
+    if view.n_dead is not None:
+        part = f" ({words.share(view.n_dead / view.d_sae)})" if view.d_sae else ""
+        items.append((f"{view.n_dead:,}{part}", "dead"))
+    cells = [f"<strong>{escape(value)}</strong> {label}" for value, label in items]
+    took = _took(view)
+    if took:
+        cells.append(f"<strong>{took}</strong> taken")
+    spans = [f'<span style="margin-right:16px">{cell.strip()}</span>' for cell in cells]
+    return _line(" ".join(spans), "font-variant-numeric:tabular-nums")
+
+
+def _story(view: RunView, *, reproducible: bool) -> Iterable[str]:
+    if view.state is RunState.COMPLETED:
+        yield from _completed(view, reproducible=reproducible)
+    elif view.state in ACTIVE:
+        yield _line("As it was when this was saved; run the cell again for the live card.")
+    else:
+        yield from _resting(view)
+    for finding in view.findings:
+        yield _line(f"⚠ {prose(finding)}")
+    if view.refusal:
+        yield _line(f"<strong>Refused:</strong> {prose(view.refusal)}")
+    elif view.advice:
+        yield _line(prose(view.advice))
+
+
+def _completed(view: RunView, *, reproducible: bool) -> Iterable[str]:
+    words_ = [
+        f"Completed {_moment(view.completed_at)}" if view.completed_at else "Completed"
+    ]
+    if not reproducible:
+        words_.append(f"launched by {_text(view.created_by)}")
+    if view.results_dir:
+        folder = "/".join(PurePath(view.results_dir).parts[-2:])
+        words_.append(f"results in {_code(folder if reproducible else view.results_dir)}")
+    yield _line(" · ".join(words_))
+    again = f'run = ws.launch("{view.training_id}", ..., generation={view.generation + 1})'
+    yield (
+        '<details style="margin-top:6px"><summary>Launch again?</summary>'
+        "Refused: a completed run is never computed again and never changes. "
+        f"To look at what was found: {_code('run.features()')}. "
+        f"To compute it anew as a further generation: {_code(again)}</details>"
+    )
+
+
+def _resting(view: RunView) -> Iterable[str]:
+    if view.error:
+        style = f"white-space:pre-wrap;border-left:3px solid {_TONES[RunState.FAILED]};"
+        yield _line(f"<strong>{_text(view.error)}</strong>", style + "padding-left:8px")
+    if view.error_traceback:
+        yield (
+            '<details style="margin-top:6px"><summary>Traceback</summary>'
+            f'<pre style="overflow:auto;{_MONO};font-size:12px">'
+            f"{escape(view.error_traceback)}</pre></details>"
+        )
+    if view.checkpoint_tokens and view.n_tokens:
+        kept = words.percent_done(min(1.0, view.checkpoint_tokens / view.n_tokens))
+        yield _line(
+            f"Checkpoint at {kept} %; {_code('run.resume()')} continues from there."
+        )
+    elif not view.advice:
+        yield _line(f"{_code('run.resume()')} starts a new attempt.")
+
+
+def _features(highlights: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    for item in highlights:
+        head = (
+            f"<strong>feature {int(item['feature']):,}</strong> · fires on "
+            f"{words.share(item['density'])} of tokens · max {words.number(item['max_act'])}"
+        )
+        style = f"{_MONO};white-space:pre-wrap;line-height:1.7"
+        yield _line(
+            f'{head}<br><span style="{style}">{_heat(item["tokens"], item["acts"])}</span>',
+            "border-top:1px solid rgba(128,128,128,.25);padding-top:6px",
+        )
+
+
+def _heat(tokens: Sequence[str], acts: Sequence[float]) -> str:
+    """Return the tokens; the warmer the background, the nearer to the peak (bold)."""
+    peak = max(acts, default=0.0)
+    pieces = []
+    for text, act in zip(tokens, acts, strict=True):
+        shown = _text(words.token(text))
+        if act > 0 and peak > 0:
+            shown = f"<strong>{shown}</strong>" if act == peak else shown
+            alpha = 0.06 + 0.44 * act / peak
+            shown = (
+                f'<span title="{words.number(act)}" style="border-radius:3px;'
+                f'background:rgba(255,145,0,{alpha:.2f})">{shown}</span>'
+            )
+        pieces.append(shown)
+    return "".join(pieces)
+
+
+def _timeline(events: Sequence[Happening]) -> Iterable[str]:
+    if not events:
+        return
+    rows = "".join(
+        f"<tr><td>{_moment(event.at)}</td><td>attempt {event.attempt}</td>"
+        f"<td>{_text(event.kind)}{f' ×{event.count}' if event.count > 1 else ''}</td>"
+        f"<td>{prose(event.text)}</td></tr>"
+        for event in events
+    )
+    yield (
+        f'<details style="margin-top:6px"><summary>What happened ({len(events)})</summary>'
+        f'<table style="font-size:12px">{rows}</table></details>'
+    )

@@ -1,0 +1,58 @@
+"""Numbers, times and tokens as a person reads them; plain text, no markup."""
+
+import math
+import re
+import unicodedata
+
+_WHITE = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+_MARKS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069\u061c\ufeff]")
+
+
+def count(value: int | None) -> str:
+    """Return ``12,345``."""
+    return "–" if value is None else f"{value:,}"
+
+
+def share(value: float | None) -> str:
+    """Return a share of one as per cent with three significant digits at most."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    percent = 100 * value
+    return f"{percent:.3g} %" if percent < 100 else f"{percent:,.0f} %"  # noqa: PLR2004
+
+
+def number(value: float | None) -> str:
+    """Return three significant digits."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"  # noqa: PLR2004
+
+
+def duration(seconds: float) -> str:
+    """Return ``3:12`` or ``1:02:03``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def percent_done(progress: float) -> int:
+    """Return whole per cents, rounded down: 100 means all of it."""
+    return math.floor(100 * progress)
+
+
+def token(text: str) -> str:
+    """Return a token with everything invisible made visible.
+
+    Control characters become their pictures, direction marks their code points: a token
+    shows what it is and cannot turn its neighbours round.
+    """
+    text = "".join(_picture(char) for char in text)
+    return _MARKS.sub(lambda mark: f"⟨U+{ord(mark.group()):04X}⟩", text)
+
+
+def _picture(char: str) -> str:
+    if char in _WHITE:
+        return _WHITE[char]
+    if ord(char) < 0x20:  # noqa: PLR2004 - C0 controls
+        return chr(0x2400 + ord(char))
+    return "␦" if unicodedata.category(char) in {"Cc", "Cs"} else char

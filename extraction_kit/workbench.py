@@ -1,0 +1,279 @@
+"""An opened workspace: ledger, queue, paths and settings together, and what is read there."""
+
+import getpass
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from extraction_kit import embedded
+from extraction_kit.atomic import remove_folder, unusable, write_json
+from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
+from extraction_kit.corpora import Corpus
+from extraction_kit.errors import (
+    BadModel,
+    BadSae,
+    QueueUnreachable,
+    UnknownTraining,
+    WorkspaceUnusable,
+)
+from extraction_kit.jobqueue import JobQueue
+from extraction_kit.ledger import records
+from extraction_kit.ledger.records import RunRecord
+from extraction_kit.ledger.store import Store
+from extraction_kit.ledger.transitions import Mover
+from extraction_kit.lifecycle import Actor, digest_of
+from extraction_kit.liveness import Observations
+from extraction_kit.paths import Paths
+from extraction_kit.reconcile import Done, Reconciler
+from extraction_kit.trainings import Training, describe_training
+
+KIT_VERSION = version("extraction_kit")
+
+# What of the settings decides how a result is computed: kept with the run at its launch, so
+# that a resumed attempt computes with the same tile and on the same kind of device.
+_COMPUTE_SETTINGS = ("device", "threads", "tile_tokens")
+
+
+def utc_now() -> datetime:
+    """Return the time, aware."""
+    return datetime.now(UTC)
+
+
+def person() -> str:
+    """Return user@host, for the record of who did something."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's uid without a name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{platform.node()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """An opened workspace.
+
+    Nothing in it holds a connection open: it may be kept for a week, and across a fork.
+    """
+
+    paths: Paths
+    settings: Settings
+    store: Store
+    queue: JobQueue
+
+    @classmethod
+    def open(cls, home: Path, settings: Settings | None = None) -> "Workbench":
+        """Open (and if need be make) the workspace at `home`.
+
+        Raises
+        ------
+        WorkspaceUnusable
+            It is not writable, or was used by a newer release.
+        """
+        settings = settings or Settings.from_environment()
+        paths = Paths.of(home, settings)
+        _make_private(paths.home)
+        if settings.ledger_url is None:
+            store = Store.at(paths.ledger)
+        else:
+            store = Store(settings.ledger_url)
+        store.prepare()
+        queue = JobQueue(settings.redis_url or embedded.server_url(paths))
+        return cls(paths=paths, settings=settings, store=store, queue=queue)
+
+    def now(self) -> datetime:
+        """Return the time, aware."""
+        return utc_now()
+
+    def mover(self, actor: Actor = Actor.USER) -> Mover:
+        """Return who moves: the person of this process, now."""
+        return Mover(actor=actor, name=person(), at=self.now())
+
+    # --- processes ------------------------------------------------------------------------
+
+    @property
+    def uses_own_server(self) -> bool:
+        """Whether a server of the user's is used instead of the embedded one."""
+        return self.settings.redis_url is not None
+
+    def start_server(self) -> None:
+        """Start the embedded server unless it answers, or a server of the user's is used."""
+        if not self.uses_own_server:
+            embedded.start_server(self.paths)
+
+    def start_worker(self) -> bool:
+        """Start a detached worker unless one is alive; True if this call started it."""
+        return embedded.start_worker(self.paths, version=KIT_VERSION)
+
+    def enqueue(self, run: RunRecord) -> bool:
+        """Hand the current attempt to the queue; False if the server does not answer."""
+        try:
+            self.queue.enqueue(run.job_id, run.run_id, run.attempt)
+        except QueueUnreachable:
+            return False
+        return True
+
+    def reconcile(self) -> list[Done]:
+        """Bring the ledger in line with the evidence."""
+        reconciler = Reconciler(
+            store=self.store,
+            queue=self.queue,
+            paths=self.paths,
+            settings=self.settings,
+            name=f"{platform.node()}:{os.getpid()}",
+            now=self.now,
+            observations=Observations(self.paths.beats),
+        )
+        return reconciler.reconcile()
+
+    def sign_worker_card(self, card: Path) -> None:
+        """Say which worker holds the slot."""
+        write_json(card, {"pid": os.getpid(), "version": KIT_VERSION}, durable=False)
+
+    # --- what a run was launched with -----------------------------------------------------
+
+    def training(self, training_id: str) -> Training:
+        """Return a registered training.
+
+        Raises
+        ------
+        UnknownTraining
+            There is none; the message lists those that are.
+        """
+        with self.store.read() as connection:
+            record = records.training(connection, training_id)
+            if record is None:
+                known = [one.training_id for one in records.all_trainings(connection)]
+                raise UnknownTraining(training_id=str(training_id), known=known)
+        return Training.from_dict(record.spec)
+
+    def corpus_of(self, run: RunRecord) -> Corpus:
+        """Open the corpus of a run."""
+        return Corpus.load(self.paths.corpora / run.corpus_digest)
+
+    def config_of(self, run: RunRecord) -> ExtractionConfig:
+        """Return the config of a run."""
+        return ExtractionConfig.from_dict(run.config)
+
+    def compute_settings_of(self, run: RunRecord) -> Settings:
+        """Return this machine's settings with the run's own way of computing."""
+        recorded = {name: run.settings[name] for name in _COMPUTE_SETTINGS}
+        return replace(self.settings, **recorded)
+
+    def content_key(
+        self, training: Training, corpus: Corpus, config: ExtractionConfig
+    ) -> str:
+        """Return the hash of everything that decides the numbers."""
+        decides = config.to_dict()
+        # The corpus digest covers the tokens; how they were asked for must not matter twice.
+        for name in ("n_tokens", "packing", "prepend_bos"):
+            del decides[name]
+        return digest_of(
+            {
+                "format": STATISTICS_FORMAT,
+                "sae": training.sae.digest,
+                "model": training.model.digest,
+                "hookpoint": [training.hookpoint.module_path, training.hookpoint.side],
+                "corpus": corpus.digest,
+                "config": decides,
+            }
+        )
+
+    def manifest_of(self, run: RunRecord) -> dict[str, Any]:
+        """Return the provenance that is published with the results of a run."""
+        training = self.training(run.training_id)
+        return {
+            "run_id": run.run_id,
+            "training_id": run.training_id,
+            "generation": run.generation,
+            "attempt": run.attempt,
+            "job_id": run.job_id,
+            "content_key": run.content_key,
+            "training": training.to_dict(),
+            "corpus": dict(run.corpus),
+            "config": dict(run.config),
+            "settings": dict(run.settings),
+            "n_tokens": run.n_tokens,
+            "kit_version": KIT_VERSION,
+            "created_at": run.created_at.isoformat(),
+            "created_by": run.created_by,
+            "published_at": self.now().isoformat(),
+        }
+
+    def check_unchanged(self, training: Training) -> None:
+        """Refuse to compute with other weights than those that were registered.
+
+        Raises
+        ------
+        BadSae, BadModel
+            A file is missing, or has another digest than at registration.
+        """
+        found = describe_training(
+            training.training_id,
+            sae=training.sae.path,
+            model=training.model.path or training.model.source,
+            hook_name=training.hookpoint.hook_name,
+            tokenizer=Path(training.tokenizer.path).parent,
+            cache=self.paths.cache,
+        )
+        for part, error in (("sae", BadSae), ("model", BadModel), ("tokenizer", BadModel)):
+            registered, now = getattr(training, part).digest, getattr(found, part).digest
+            if registered != now:
+                where = getattr(training, part).path
+                raise error(
+                    f"{where} has changed since training {training.training_id!r} was "
+                    f"registered: digest {registered[:12]} then, {now[:12]} now. Put the old "
+                    "files back, or register the new ones under another id"
+                )
+
+    # --- upkeep ---------------------------------------------------------------------------
+
+    def forget_checkpoints(self, run_id: str) -> None:
+        """Remove the checkpoints of a run that is completed."""
+        remove_folder(self.paths.checkpoints_of(run_id))
+
+    def require_space(self) -> None:
+        """Refuse to begin on a full disk.
+
+        Raises
+        ------
+        WorkspaceUnusable
+            Less than ``Settings.min_free_bytes`` is free.
+        """
+        folder = self.paths.shared if self.paths.shared.exists() else self.paths.home
+        free, need = shutil.disk_usage(folder).free, self.settings.min_free_bytes
+        if free < need:
+            raise WorkspaceUnusable(
+                f"{folder} has {free / 2**20:.0f} MiB free, {need / 2**20:.0f} MiB are needed: "
+                "free some space, or choose another workspace with EXTRACTION_KIT_HOME"
+            )
+
+
+def corpus_record(corpus: Corpus) -> Mapping[str, Any]:
+    """Return what the ledger and the manifest keep of a corpus."""
+    return {
+        "digest": corpus.digest,
+        "source": corpus.source,
+        "n_contexts": corpus.n_contexts,
+        "n_tokens": corpus.n_tokens,
+        "n_tokens_total": corpus.n_tokens_total,
+        "context_size": corpus.context_size,
+        "tokenizer_digest": corpus.tokenizer_digest,
+        "vocab": corpus.vocab.name,
+        "vocab_size": corpus.vocab_size,
+        "masks": dict(corpus.masks),
+    }
+
+
+def _make_private(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise unusable(home, error) from error
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise unusable(home, PermissionError(13, "Permission denied", str(home)))

@@ -1,0 +1,333 @@
+"""The workspace as a researcher holds it: register, launch, look, ask."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extraction_kit import embedded, service, status
+from extraction_kit.config import ExtractionConfig, Settings
+from extraction_kit.corpora import Corpus, prepare, progress_bar
+from extraction_kit.errors import WorkerNotStarted
+from extraction_kit.lifecycle import Answer
+from extraction_kit.paths import find_workspace
+from extraction_kit.run import Run, Watcher
+from extraction_kit.trainings import Training, describe_training
+from extraction_kit.views import RunView
+from extraction_kit.workbench import Workbench
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from extraction_kit.catalog.session import Session
+
+
+class Workspace:
+    """A directory that holds trainings, runs and results, and the processes that serve it.
+
+    Parameters
+    ----------
+    home : path, optional
+        The directory; made if it does not exist. None takes ``EXTRACTION_KIT_HOME``, else
+        the nearest ``.extraction_kit`` in the working directory or its parents, else a new
+        one in the working directory.
+    settings : Settings, optional
+        Where and how; None reads the environment.
+
+    Raises
+    ------
+    WorkspaceUnusable
+        The directory is not writable, or was used by a newer release.
+    """
+
+    def __init__(
+        self, home: Path | str | None = None, *, settings: Settings | None = None
+    ) -> None:
+        found = find_workspace() if home is None else Path(home)
+        self._bench = Workbench.open(found.expanduser().absolute(), settings)
+        self._watcher = Watcher(self._bench)
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def home(self) -> Path:
+        """The directory."""
+        return self._bench.paths.home
+
+    @property
+    def settings(self) -> Settings:
+        """Where and how."""
+        return self._bench.settings
+
+    # --- trainings ----------------------------------------------------------------------------
+
+    def register_training(
+        self,
+        training_id: str,
+        *,
+        sae: Path | str,
+        model: Path | str,
+        hook_name: str | None = None,
+        tokenizer: Path | str | None = None,
+    ) -> Training:
+        """Register a trained SAE with its model and hookpoint.
+
+        The files are referenced, not copied: keep them where they are. Their digests are
+        recorded, and checked again before anything is computed.
+
+        Parameters
+        ----------
+        training_id : str
+            A name of your choice; its content can never change.
+        sae : path
+            SAELens-format folder: ``cfg.json`` and ``sae_weights.safetensors``.
+        model : path or Hub id
+            A transformers causal language model.
+        hook_name : str, optional
+            Where the SAE reads, e.g. ``blocks.5.hook_resid_post`` or ``model.layers.5``;
+            None takes what the SAE's own metadata says.
+        tokenizer : path, optional
+            Folder with ``tokenizer.json``; None takes the model's.
+
+        Raises
+        ------
+        BadTrainingId, BadSae, BadModel
+            Something cannot be used; the message names it and what to type next.
+        TrainingConflict
+            The id is registered with other content.
+        """
+        training = describe_training(
+            training_id,
+            sae=sae,
+            model=model,
+            hook_name=hook_name,
+            tokenizer=tokenizer,
+            cache=self._bench.paths.cache,
+        )
+        service.register(self._bench, training)
+        return training
+
+    def training(self, training_id: str) -> Training:
+        """Return a registered training."""
+        return self._bench.training(training_id)
+
+    # --- launch -------------------------------------------------------------------------------
+
+    def corpus(
+        self,
+        source: Any,  # noqa: ANN401 - a path, texts, ids, a data set: see below
+        *,
+        training_id: str,
+        config: ExtractionConfig | None = None,
+        text_column: str | None = None,
+    ) -> Corpus:
+        """Prepare texts as contexts of tokens; cached, so the second time takes milliseconds.
+
+        Parameters
+        ----------
+        source : path, iterable of str, token ids, or Hugging Face data set
+            A text file, ``.jsonl`` or ``.parquet`` with a text column, strings, or
+            pre-tokenized ids (lists of integers, a 2-d array).
+        training_id : str
+            Whose tokenizer is used.
+        config : ExtractionConfig, optional
+            ``n_tokens``, ``context_size``, packing and masks.
+        text_column : str, optional
+            Name of the text column; None takes ``text``, or the only column of texts.
+
+        Raises
+        ------
+        BadCorpus
+            It is empty, unreadable, or has fewer tokens than asked for.
+        BadConfig
+            An option does not fit the model or its tokenizer.
+        """
+        training = self.training(training_id)
+        with progress_bar("corpus") as progress:
+            return prepare(
+                source,
+                tokenizer=training.tokenizer,
+                config=config or ExtractionConfig(),
+                paths=self._bench.paths,
+                progress=progress,
+                text_column=text_column,
+                max_context=training.model.max_context,
+            )
+
+    def launch(
+        self,
+        training_id: str,
+        *,
+        corpus: Any,  # noqa: ANN401 - see `corpus`
+        config: ExtractionConfig | None = None,
+        generation: int | None = None,
+        text_column: str | None = None,
+        strict: bool | None = None,
+    ) -> Run:
+        """Launch an extraction, or find the one that is running or done: the same call.
+
+        Parameters
+        ----------
+        training_id : str
+            A registered training.
+        corpus : Corpus, path, iterable of str, token ids, or Hugging Face data set
+            What the model reads; see :meth:`corpus`.
+        config : ExtractionConfig, optional
+            What is computed; part of the run's identity.
+        generation : int, optional
+            The next number computes completed content anew; None returns what is there.
+        text_column : str, optional
+            Name of the text column; None takes ``text``, or the only column of texts.
+        strict : bool, optional
+            Whether a run that failed, was cancelled or interrupted raises instead of coming
+            back with ``run.refusal``. None: yes, except in a notebook.
+
+        Returns
+        -------
+        Run
+            A new run, the one that is active, or the one that is completed.
+
+        Raises
+        ------
+        UnknownTraining, BadCorpus, BadConfig
+            Something was passed that cannot be used.
+        TrainingBusy
+            Another run of this training is active.
+        RestsUntilResumed
+            Only if `strict`.
+        """
+        training, config = self.training(training_id), config or ExtractionConfig()
+        prepared = self.corpus(
+            corpus, training_id=training_id, config=config, text_column=text_column
+        )
+        content = service.content_of(self._bench, training, corpus=prepared, config=config)
+        launched = service.launch(self._bench, content, generation=generation)
+        rests = launched.refusal is not None and launched.answer is Answer.REST
+        if rests and (not _in_notebook() if strict is None else strict):
+            assert launched.refusal is not None  # noqa: S101 - for the type checker
+            raise launched.refusal
+        return Run(self._watcher, launched.run_id, refusal=launched.refusal)
+
+    # --- runs -----------------------------------------------------------------------------------
+
+    def run(self, run_id: str) -> Run:
+        """Return the handle of a run.
+
+        Raises
+        ------
+        UnknownRun
+            There is none.
+        """
+        return Run(self._watcher, service.read_run(self._bench, run_id).run_id)
+
+    def views(self) -> list[RunView]:
+        """Return all runs as they stand, the newest first."""
+        return self._watcher.views()
+
+    def runs(self) -> "duckdb.DuckDBPyRelation":
+        """Return all runs as a relation, the newest first."""
+        return self.sql("FROM runs ORDER BY created_at DESC, run_id")
+
+    def sql(
+        self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+    ) -> "duckdb.DuckDBPyRelation":
+        """Ask the catalog: ``runs``, ``trainings``, ``events``, ``features``, ``examples`` ...
+
+        Raises
+        ------
+        BadQuery
+            DuckDB's message, and the names that can be used.
+        """
+        return self._open_session().sql(query, params)
+
+    def _open_session(self) -> "Session":
+        with self._lock:
+            if self._session is None:
+                from extraction_kit.catalog.session import Session  # noqa: PLC0415 - duckdb
+
+                bench = self._bench
+                self._session = Session(
+                    lambda: status.catalog_rows(bench), lambda: status.cursor(bench)
+                )
+            return self._session
+
+    def refresh_catalog(self) -> Path:
+        """Rebuild ``catalog.duckdb``; return its path."""
+        status.write_snapshot(self._bench)
+        return self._bench.paths.catalog
+
+    # --- processes --------------------------------------------------------------------------------
+
+    def up(self) -> None:
+        """Start the embedded server and a worker, unless they are alive; reconcile.
+
+        Raises
+        ------
+        ServerNotStarted, WorkerNotStarted
+            The message holds the end of the log.
+        """
+        self._bench.start_server()
+        self._bench.start_worker()
+        self._bench.reconcile()
+        self.refresh_catalog()
+
+    def down(self) -> None:
+        """Stop worker and server; a job that runs writes a checkpoint and is interrupted.
+
+        Raises
+        ------
+        WorkerNotStarted
+            The worker does not end; its pid is named.
+        """
+        paths = self._bench.paths
+        if not embedded.stop_worker(paths):
+            raise WorkerNotStarted(
+                f"worker {embedded.worker_pid(paths)} does not end: its job may be in a long "
+                f"step. Wait and type it again, or look at {paths.logs / 'worker.log'}"
+            )
+        if not self._bench.uses_own_server:
+            embedded.stop_server(paths)
+        self._bench.reconcile()
+
+    def reconcile(self) -> list[Any]:
+        """Bring the ledger in line with the evidence; done by itself now and then."""
+        return self._bench.reconcile()
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"<Workspace {self.home}>"
+
+
+def _in_notebook() -> bool:
+    try:
+        from IPython import get_ipython  # noqa: PLC0415 - optional
+    except ImportError:
+        return False
+    shell = get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+_default: dict[str, Workspace] = {}
+
+
+def default_workspace() -> Workspace:
+    """Return the workspace of the working directory, opened once."""
+    home = str(find_workspace())
+    if home not in _default:
+        _default[home] = Workspace(home)
+    return _default[home]
+
+
+def _on_default(name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on
+        return getattr(default_workspace(), name)(*args, **kwargs)
+
+    call.__name__ = name
+    call.__doc__ = f"On the default workspace: see `Workspace.{name}`."
+    return call
+
+
+launch = _on_default("launch")
+register_training = _on_default("register_training")
+runs = _on_default("runs")
+sql = _on_default("sql")

@@ -1,0 +1,106 @@
+"""Questions about one run go to its own files."""
+
+import numpy as np
+import pytest
+
+from extraction_kit.catalog import (
+    example_windows,
+    examples,
+    features,
+    histogram,
+    publish,
+    stage,
+)
+from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
+from tests.unit.synthetic import DEAD, TOP_K, WINDOW, synthetic
+
+
+@pytest.fixture(scope="module")
+def made():
+    return synthetic()
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    final = tmp_path / "results" / "run_id=r"
+    stage(tmp_path / "results" / ".staging" / "r-a1", made.result, made.manifest)
+    publish(tmp_path / "results" / ".staging" / "r-a1", final)
+    return final
+
+
+@pytest.fixture
+def files(made, tmp_path):
+    contexts, vocab = made.write_corpus(tmp_path)
+    return {"contexts": contexts, "vocab": vocab}
+
+
+def test_features_come_in_order_with_every_column(run):
+    found = features(run)
+    assert [row[0] for row in found.fetchall()] == list(range(16))
+    assert found.filter("NOT dead").aggregate("count(*)").fetchall() == [(15,)]
+
+
+def test_examples_of_a_feature_are_its_first_by_rank(run):
+    rows = examples(run, 2, k=3).project("feature, rank").fetchall()
+    assert rows == [(2, 0), (2, 1), (2, 2)]
+    assert len(examples(run, np.int64(2)).fetchall()) == TOP_K
+
+
+def test_a_histogram_is_the_array(run, made):
+    assert histogram(run, 5).tolist() == made.result.histograms[5].tolist()
+
+
+def test_windows_hold_the_tokens_and_activations_around_the_peak(run, made, files):
+    windows = example_windows(run, 2, **files, k=TOP_K)
+    assert [window.rank for window in windows] == list(range(TOP_K))
+    for window in windows:
+        stop = window.pos + WINDOW[1] + 1
+        tokens = made.tokens[window.context, window.start : stop]
+        assert window.start == max(0, window.pos - WINDOW[0])
+        assert window.token_ids == tokens.tolist()
+        assert window.tokens == [f"tok{token}" for token in tokens]
+        assert window.acts == made.acts[window.context, window.start : stop, 2].tolist()
+        assert window.acts[window.pos - window.start] == window.act
+
+
+def test_windows_are_cut_at_both_edges_of_the_context(run, made, files):
+    found = [w for f in range(16) for w in example_windows(run, f, **files)]
+    width = sum(WINDOW) + 1
+    left = [w for w in found if w.pos < WINDOW[0]]
+    right = [w for w in found if w.pos >= made.tokens.shape[1] - WINDOW[1]]
+    assert left
+    assert right
+    assert all(len(w.tokens) < width for w in left + right)
+
+
+def test_a_dead_feature_has_no_examples(run, files):
+    assert example_windows(run, DEAD, **files) == []
+
+
+@pytest.mark.parametrize("feature", [-1, 16, 1.5, "3", True])
+def test_a_feature_outside_the_sae_is_refused(run, files, feature):
+    with pytest.raises(UnknownFeature, match="from 0 to 15"):
+        histogram(run, feature)
+    with pytest.raises(UnknownFeature, match="from 0 to 15"):
+        example_windows(run, feature, **files)
+
+
+def test_an_unknown_group_is_refused(run):
+    with pytest.raises(BadQuery, match="one of 'top' is allowed"):
+        examples(run, 1, group="bottom'; DROP")
+
+
+def test_a_missing_or_torn_file_is_named(run, files):
+    (run / "examples.parquet").write_bytes(b"torn")
+    with pytest.raises(ResultsDamaged, match=r"examples\.parquet"):
+        example_windows(run, 1, **files)
+    (run / "features.parquet").unlink()
+    with pytest.raises(ResultsDamaged, match=r"features\.parquet"):
+        features(run)
+
+
+def test_the_wrong_corpus_is_noticed(run, tmp_path, files):
+    small = synthetic(n_contexts=1)
+    contexts, _ = small.write_corpus(tmp_path / "other")
+    with pytest.raises(ResultsDamaged, match="not the corpus"):
+        example_windows(run, 1, contexts=contexts, vocab=files["vocab"])
