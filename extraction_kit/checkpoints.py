@@ -117,6 +117,15 @@ def best(run_folder: Path) -> Checkpoint | None:
 
     A torn or altered one is passed over. None if there is no sound one.
     """
+    return next((each for each in _furthest_first(run_folder) if _sound(each)), None)
+
+
+def newest_meta(run_folder: Path) -> Mapping[str, Any] | None:
+    """Return what the furthest checkpoint says of itself, without reading its state."""
+    return next((each.meta for each in _furthest_first(run_folder)), None)
+
+
+def _furthest_first(run_folder: Path) -> list[Checkpoint]:
     found = [
         Checkpoint(folder, meta)
         for attempt in sorted(run_folder.glob("a*"))
@@ -124,7 +133,7 @@ def best(run_folder: Path) -> Checkpoint | None:
         if (meta := _read_meta(folder)) is not None
     ]
     found.sort(key=lambda each: (each.meta["n_contexts_done"], each.meta["saved_at"]))
-    return next((each for each in reversed(found) if _sound(each)), None)
+    return found[::-1]
 
 
 def _numbered(folder: Path) -> Iterator[Path]:
@@ -148,7 +157,7 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
 
 def _sound(checkpoint: Checkpoint) -> bool:
     try:
-        return _sha256(checkpoint.path / STATE) == checkpoint.meta["sha256"]
+        return _sha256(checkpoint.path / STATE) == str(checkpoint.meta["sha256"])
     except OSError:
         return False
 

@@ -10,6 +10,7 @@ import duckdb
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,  # a compute node has no network: fail at once
     "autoload_known_extensions": False,
+    "parquet_metadata_cache": True,  # published files never change; checked by mtime
     "python_enable_replacements": False,  # a name is a view, never a variable of this code
 }
 

@@ -165,7 +165,7 @@ def load_model(
     path = spec.path
     if path is None or not os.path.isdir(path):  # noqa: PTH112 - one call, no Path needed
         raise BadModel(f"model folder {path!r} is not there: was it moved or deleted?")
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, local_files_only=True, output_loading_info=True
@@ -205,8 +205,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and notices while a model loads."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and notices for a while."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

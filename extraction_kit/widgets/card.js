@@ -1,5 +1,4 @@
-// @ts-check
-// The page side of a run card. Messages: see card.py. Text reaches the page as text only.
+// The page side of a run card; card.py puts page.js in front of it and lists the messages.
 
 const ACTIVE = ["requested", "queued", "extracting", "publishing"];
 const BUSY_AFTER_MS = 700; // an answer usually takes 20 ms
@@ -9,114 +8,6 @@ const HELLO_QUICK_TRIES = 6;
 const STALE_BEATS = 3;
 const WINDOW_S = 60; // what "recent" means for speed and time left
 const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending…" };
-const KEEP = { "data-lm-suppress-shortcuts": "true" }; // else x deletes the cell
-
-// --- words -----------------------------------------------------------------------------
-
-const count = (n) => (n == null ? "–" : Math.round(n).toLocaleString("en-US"));
-const digits = (x) => (Math.abs(x) >= 1000 ? count(x) : String(Number(x.toPrecision(3))));
-const short = (x) =>
-  x >= 1e6 ? `${(x / 1e6).toFixed(2)} M` : x >= 1e4 ? `${(x / 1e3).toFixed(1)} k` : count(x);
-const share = (x) => `${digits(100 * x)} %`;
-const seconds = (iso) => (iso ? Date.parse(iso) / 1000 : null);
-const two = (n) => String(n).padStart(2, "0");
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-
-function clock(s) {
-  const all = Math.max(0, Math.round(s));
-  const [h, m, rest] = [Math.floor(all / 3600), Math.floor(all / 60) % 60, all % 60];
-  return h ? `${h}:${two(m)}:${two(rest)}` : `${m}:${two(rest)}`;
-}
-
-function moment(epoch, withSeconds = false) {
-  const at = new Date(epoch * 1000);
-  const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
-  const end = withSeconds ? `:${two(at.getSeconds())}` : "";
-  return `${day} ${two(at.getHours())}:${two(at.getMinutes())}${end}`;
-}
-
-function ago(s) {
-  if (s < 60) return "just now";
-  const steps = [[86400, "day"], [3600, "hour"], [60, "minute"]];
-  const [size, unit] = /** @type {[number, string]} */ (steps.find(([n]) => s >= Number(n)));
-  const n = Math.floor(s / size);
-  return `${n} ${unit}${n > 1 ? "s" : ""} ago`;
-}
-
-function visible(token) {
-  const named = { "\n": "↵", "\r": "␍", "\t": "⇥" };
-  return Array.from(token, (char) => {
-    const code = char.codePointAt(0) ?? 0;
-    if (named[char]) return named[char];
-    if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-    if (code >= 0x7f && code < 0xa0) return "␦";
-    if (/[\u200e\u200f\u202a-\u202e\u2066-\u2069\u061c\ufeff]/.test(char))
-      return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
-    return char;
-  }).join("");
-}
-
-// --- elements --------------------------------------------------------------------------
-
-function el(tag, cls, ...children) {
-  const node = document.createElement(tag);
-  if (cls) node.className = cls;
-  node.append(...children.filter((child) => child != null));
-  return node;
-}
-
-function attrs(node, values) {
-  for (const [name, value] of Object.entries(values)) {
-    if (value == null) node.removeAttribute(name);
-    else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
-  }
-  return node;
-}
-
-// Writing equal text again would lose a selection and make a screen reader repeat itself.
-function say(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-  node.hidden = !text;
-}
-
-// Build again only when what is shown changed: focus and selection stay.
-function fill(node, key, build) {
-  const text = JSON.stringify(key);
-  if (node.xkKey === text) return;
-  node.xkKey = text;
-  const children = key == null ? [] : build();
-  node.replaceChildren(...children);
-  node.hidden = children.length === 0;
-}
-
-const prose = (text) =>
-  text.split(/`([^`\n]+)`/).map((part, i) => el(i % 2 ? "code" : "bdi", "", part));
-
-function randomId() {
-  return globalThis.crypto?.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
-}
-
-function details(cls, title) {
-  const summary = attrs(el("summary", "", title), KEEP);
-  return el("details", cls, summary);
-}
-
-// A line of code with a button that copies it (or selects it where copying is forbidden).
-function snippet(code) {
-  const shown = el("code", "xk-snippet-code", code);
-  const button = attrs(el("button", "xk-copy", "Copy"), { ...KEEP, type: "button" });
-  attrs(button, { "aria-label": `Copy ${code}` });
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(code);
-      button.textContent = "Copied";
-      setTimeout(() => (button.textContent = "Copy"), 1500);
-    } catch {
-      getSelection()?.selectAllChildren(shown);
-    }
-  });
-  return el("div", "xk-snippet", shown, button);
-}
 
 // --- one hello for all views of a model ------------------------------------------------
 
@@ -274,7 +165,7 @@ function featureRow(item) {
     }
     return node;
   });
-  const name = el("strong", "", `feature ${count(item.feature)}`);
+  const name = el("strong", "", `feature ${item.feature}`);
   const facts = ` fires on ${share(item.density)} of tokens · max ${digits(item.max_act)}`;
   return el("div", "xk-feature", el("div", "xk-feature-head", name, facts),
     el("div", "xk-example", ...tokens));
@@ -289,12 +180,15 @@ function eventRow(event) {
 function refusalParts(view, now) {
   const since = seconds(view.completed_at);
   const when = since == null ? "" : ` since ${moment(since)} (${ago(now - since)})`;
-  const first = el("div", "", el("strong", "", "Launch refused. "), `Completed${when}, launched by `,
-    el("bdi", "", view.created_by), ". A completed run is never computed again.");
+  const first = el(
+    "div", "", el("strong", "", "Launch refused. "), `Completed${when}, launched by `,
+    el("bdi", "", view.created_by), ". A completed run is never computed again.",
+  );
   const id = view.training_id;
+  const where = view.results_dir && el("code", "", view.results_dir);
   return [
     first,
-    view.results_dir ? el("div", "", "The results are in ", el("code", "", view.results_dir)) : null,
+    where ? el("div", "", "The results are in ", where) : null,
     el("div", "xk-want", "Look at what was found:"), snippet("run.features()"),
     el("div", "xk-want", "Compute it anew, as a further generation:"),
     snippet(`run = ws.launch("${id}", ..., generation=${view.generation + 1})`),
@@ -381,25 +275,29 @@ function render({ model, el: host, signal }) {
     ui.bar.classList.toggle("xk-waiting", waiting || view.state === "publishing");
     const saved = view.state === "completed" ? 0 : view.checkpoint_tokens;
     ui.mark.hidden = !saved;
-    if (saved) {
-      ui.mark.style.left = `${Math.min(100, (100 * saved) / view.n_tokens)}%`;
-      ui.mark.title = `checkpoint at ${count(saved)} tokens`;
-    }
-    const words = [`${Math.floor(percent)} %`, `${count(view.n_tokens_done)} of ${count(view.n_tokens)} tokens`];
+    if (saved) ui.mark.style.left = `${Math.min(100, (100 * saved) / view.n_tokens)}%`;
+    const done = Math.floor(percent);
+    const words = [`${done} %`, `${count(view.n_tokens_done)} of ${count(view.n_tokens)} tokens`];
+    words.push(phase(view));
     attrs(ui.bar, {
-      "aria-valuenow": Math.floor(percent),
-      "aria-valuetext": [...words, phase(view)].filter(Boolean).join(", "),
+      "aria-valuenow": done,
+      "aria-valuetext": words.filter(Boolean).join(", "),
     });
   }
 
   function stats(view) {
-    const done = view.state === "completed" ? view.n_tokens : view.n_tokens_done;
-    const list = [stat(`${Math.floor(100 * view.progress)} %`, "done", "xk-big")];
-    list.push(stat(`${count(done)} / ${count(view.n_tokens)}`, "tokens"));
+    const list = [];
+    const whole = count(view.n_tokens);
+    if (view.state === "completed") list.push(stat(whole, "tokens"));
+    else {
+      list.push(stat(`${Math.floor(100 * view.progress)} %`, "done"));
+      list.push(stat(`${count(view.n_tokens_done)} / ${whole}`, "tokens"));
+    }
     const start = seconds(view.started_at);
     if (view.state === "extracting") {
       if (rate > 0) {
-        const left = (view.n_tokens - view.n_tokens_done) / rate - ((Date.now() - receivedAt) / 1000 + (view.beat_age_s ?? 0));
+        const age = (Date.now() - receivedAt) / 1000 + (view.beat_age_s ?? 0);
+        const left = (view.n_tokens - view.n_tokens_done) / rate - age;
         list.push(stat(short(rate), "tokens/s"));
         list.push(stat(left > 1 ? clock(left) : "any moment", "left"));
       }
@@ -414,9 +312,11 @@ function render({ model, el: host, signal }) {
     const parts = [];
     if (ACTIVE.includes(view.state)) parts.push(phase(view));
     if (view.worker && view.state !== "completed") parts.push(`worker ${view.worker}`);
-    if (view.attempt > 1 || view.state !== "completed") parts.push(`attempt ${view.attempt}`);
-    if (view.checkpoint_tokens && view.state !== "completed")
-      parts.push(`checkpoint at ${Math.floor((100 * view.checkpoint_tokens) / view.n_tokens)} %`);
+    if (view.state !== "completed" || view.attempt > 1) parts.push(`attempt ${view.attempt}`);
+    if (view.checkpoint_tokens && view.state !== "completed") {
+      const saved = Math.floor((100 * view.checkpoint_tokens) / view.n_tokens);
+      parts.push(`checkpoint at ${saved} %`);
+    }
     return parts.filter(Boolean);
   }
 
@@ -424,14 +324,16 @@ function render({ model, el: host, signal }) {
     const since = seconds(view.completed_at);
     if (view.state === "completed") {
       const when = since == null ? "" : ` ${moment(since)} (${ago(now() - since)})`;
-      const line = el("div", "", `Completed${when} · launched by `, el("bdi", "", view.created_by));
+      const who = el("bdi", "", view.created_by);
+      const line = el("div", "", `Completed${when} · launched by `, who);
       if (view.results_dir) line.append(" · results in ", el("code", "", view.results_dir));
       return [line];
     }
-    const lines = [];
-    if (view.refusal) lines.push(el("div", "", el("strong", "", "Launch refused. "), ...prose(view.refusal)));
-    if (view.advice) lines.push(el("div", "", ...prose(view.advice)));
-    return lines;
+    const no = el("strong", "", "Launch refused. ");
+    return [
+      view.refusal ? el("div", "", no, ...prose(view.refusal)) : null,
+      view.advice ? el("div", "", ...prose(view.advice)) : null,
+    ].filter((line) => line != null);
   }
 
   function notes(view) {
@@ -440,7 +342,8 @@ function render({ model, el: host, signal }) {
     if (pending && Date.now() - pending.at >= BUSY_AFTER_MS) {
       const waited = (Date.now() - pending.at) / 1000;
       const since = waited >= 5 ? ` ${clock(waited)} ago` : "";
-      text = `${capital(pending.name)} sent${since} – waiting for the kernel (busy running a cell?)`;
+      text = `${capital(pending.name)} sent${since} – waiting for the kernel`;
+      text += " (busy running a cell?)";
     } else if (answer && (!answer.ok || answer.state === view.state)) {
       text = answer.text;
       tone = answer.ok ? "info" : "bad";
@@ -450,7 +353,8 @@ function render({ model, el: host, signal }) {
     const age = (Date.now() - receivedAt) / 1000;
     const stale = ACTIVE.includes(view.state) && age > STALE_BEATS * (message.beat_s ?? 4);
     ui.root.classList.toggle("xk-is-stale", stale);
-    say(ui.stale, stale ? `No news for ${clock(age)} – kernel or worker may be busy or gone.` : "");
+    const news = `No news for ${clock(age)} – kernel or worker may be busy or gone.`;
+    say(ui.stale, stale ? news : "");
   }
 
   function draw() {
@@ -468,15 +372,18 @@ function render({ model, el: host, signal }) {
     fill(ui.stats, tiles.map((tile) => tile.textContent), () => tiles);
     const facts = meta(view);
     fill(ui.meta, facts, () => facts.map((text) => el("bdi", "", text)));
-    fill(ui.findings, view.findings, () => view.findings.map((text) => el("li", "", ...prose(text))));
+    fill(ui.findings, view.findings, () =>
+      view.findings.map((text) => el("li", "", ...prose(text))),
+    );
     fill(ui.error, view.error, () => [el("strong", "", view.error)]);
     const refused = view.state === "completed" && (insisted || Boolean(view.refusal));
     const lines = refused ? [] : story(view);
     fill(ui.story, lines.map((line) => line.textContent), () => lines);
-    const minute = Math.floor(now() / 60);
-    fill(ui.refusal, view.state === "completed" ? [view.completed_at, refused && minute] : null, () => refusalParts(view, now()));
+    const minute = refused && Math.floor(now() / 60); // "2 minutes ago"
+    const refusal = view.state === "completed" ? [view.completed_at, minute] : null;
+    fill(ui.refusal, refusal, () => refusalParts(view, now()));
     ui.refusal.hidden = !refused;
-    fill(ui.features, message.highlights?.length ? message.highlights : null, () => message.highlights.map(featureRow));
+    fill(ui.features, message.highlights ?? null, () => message.highlights.map(featureRow));
     ui.trace.hidden = !view.error_traceback;
     say(ui.trace.lastElementChild, view.error_traceback ?? "");
     const events = message.events ?? [];
@@ -494,7 +401,8 @@ function render({ model, el: host, signal }) {
     message = model.get("state") ?? {};
     receivedAt = Date.now();
     skew = (message.now ?? receivedAt / 1000) - receivedAt / 1000;
-    if (message.view?.state === "extracting") rate = measure(samples, message.view, message.now);
+    const view = message.view;
+    if (view?.state === "extracting") rate = measure(samples, view, message.now);
     draw();
   }
 

@@ -1,4 +1,4 @@
-"""The live run card: an anywidget whose page side is ``card.js`` and ``card.css``.
+"""The live run card: an anywidget whose page side is ``page.js``, ``card.js``, ``card.css``.
 
 Messages (version 1)
 --------------------
@@ -25,6 +25,12 @@ from extraction_kit.widgets.hub import Hub, Watch
 from extraction_kit.widgets.source import RunSource
 
 log = logging.getLogger(__name__)
+
+
+def esm(name: str) -> str:
+    """Return the module of a widget: ``page.js``, shared by all, and its own file."""
+    folder = Path(__file__).parent
+    return "\n".join((folder / file).read_text() for file in ("page.js", f"{name}.js"))
 
 
 def act(source: RunSource, run_id: str, name: object) -> tuple[bool, str]:
@@ -57,7 +63,7 @@ def act(source: RunSource, run_id: str, name: object) -> tuple[bool, str]:
 class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
     """One run, live. Made by :func:`extraction_kit.widgets.show`."""
 
-    _esm = Path(__file__).with_name("card.js")
+    _esm = esm("card")
     _css = Path(__file__).with_name("card.css")
     state = traitlets.Dict().tag(sync=True)
 

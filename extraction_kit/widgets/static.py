@@ -135,11 +135,11 @@ def _bar(view: RunView, tone: str) -> str:
 
 
 def _figures(view: RunView) -> str:
-    done = view.n_tokens if view.state is RunState.COMPLETED else view.n_tokens_done
-    items = [
-        (f"{words.percent_done(view.progress)} %", ""),
-        (f"{done:,} / {view.n_tokens:,}", "tokens"),
-    ]
+    if view.state is RunState.COMPLETED:
+        items = [(words.count(view.n_tokens), "tokens")]
+    else:
+        done = f"{view.n_tokens_done:,} / {view.n_tokens:,}"
+        items = [(f"{words.percent_done(view.progress)} %", "done"), (done, "tokens")]
     if view.l0 is not None:
         items.append((words.number(view.l0), "L0"))
     if view.fvu is not None:
@@ -211,7 +211,7 @@ def _resting(view: RunView) -> Iterable[str]:
 def _features(highlights: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     for item in highlights:
         head = (
-            f"<strong>feature {int(item['feature']):,}</strong> · fires on "
+            f"<strong>feature {int(item['feature'])}</strong> · fires on "
             f"{words.share(item['density'])} of tokens · max {words.number(item['max_act'])}"
         )
         style = f"{_MONO};white-space:pre-wrap;line-height:1.7"

@@ -24,6 +24,7 @@ from extraction_kit import widgets
 from extraction_kit.lifecycle import RunState
 from extraction_kit.views import Happening, RunView
 from extraction_kit.widgets import payload
+from extraction_kit.widgets.card import esm
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -192,7 +193,7 @@ def _theme(name: str) -> str:
 
 
 def _serve(theme: str, trouble: list[str]) -> Callable[[Route], None]:
-    kinds = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+    kinds = {".html": "text/html", ".css": "text/css"}
 
     def answer(route: Route) -> None:
         address = urlsplit(route.request.url)
@@ -204,6 +205,8 @@ def _serve(theme: str, trouble: list[str]) -> Callable[[Route], None]:
             route.abort()
         elif name == "theme.css":
             route.fulfill(body=_theme(theme), content_type="text/css")
+        elif name == "card.js":
+            route.fulfill(body=esm("card"), content_type="text/javascript")
         elif (folder / name).suffix in kinds and (folder / name).exists():
             kind = kinds[(folder / name).suffix]
             route.fulfill(body=(folder / name).read_text(), content_type=kind)

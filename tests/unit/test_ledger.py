@@ -1,0 +1,253 @@
+"""The ledger: compare-and-set, the two uniqueness rules, events, migrations."""
+
+import sqlite3
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+
+from extraction_kit.errors import LedgerBusy, LedgerConflict, WorkspaceUnusable
+from extraction_kit.ledger import events, records
+from extraction_kit.ledger.schema import metadata
+from extraction_kit.ledger.store import _MIGRATIONS, HEAD, Store
+from extraction_kit.ledger.transitions import (
+    Mover,
+    Target,
+    claim,
+    insert_run,
+    move,
+    next_attempt,
+    queued,
+    request_cancel,
+)
+from extraction_kit.lifecycle import TRANSITIONS, Actor, Move, RunState
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+LAUNCHER = Mover(actor=Actor.LAUNCHER, name="me@here", at=NOW)
+WORKER = Mover(actor=Actor.WORKER, name="here:1", at=NOW)
+USER = Mover(actor=Actor.USER, name="me@here", at=NOW)
+RECONCILER = Mover(actor=Actor.RECONCILER, name="here:2", at=NOW)
+FIRST = Target(run_id="r1", attempt=1)
+
+
+def row(run_id="r1", **changes):
+    values = {
+        "run_id": run_id, "training_id": "t", "content_key": "k", "generation": 1,
+        "state": "requested", "attempt": 1, "job_id": f"j-{run_id}", "cancel_requested": False,
+        "corpus_digest": "c", "corpus": {}, "n_tokens": 10, "config": {}, "settings": {},
+        "kit_version": "0", "created_at": NOW, "created_by": "me@here",
+    }  # fmt: skip
+    return values | changes
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.at(tmp_path / "ledger.sqlite", busy_timeout_s=0.2)
+    store.prepare()
+    with store.write() as connection:
+        records.insert_training(
+            connection,
+            {"training_id": "t", "digest": "d", "spec": {}, "created_at": NOW, "created_by": "m"},
+            by=LAUNCHER,
+        )
+        insert_run(connection, row(), by=LAUNCHER)
+    return store
+
+
+def read(store, run_id="r1"):
+    with store.read() as connection:
+        return records.run(connection, run_id)
+
+
+def put(store, state):
+    with store.write() as connection:
+        connection.execute(text("UPDATE runs SET state = :state"), {"state": str(state)})
+
+
+def test_exactly_one_of_two_deliveries_claims_an_attempt(store):
+    with store.write() as connection:
+        first = claim(connection, FIRST, by=WORKER, nonce="n1", process={"pid": 1})
+    with store.write() as connection:
+        second = claim(connection, FIRST, by=WORKER, nonce="n2", process={"pid": 2})
+    assert (first, second) == (True, False)
+    assert read(store).nonce == "n1"
+    assert read(store).process == {"pid": 1}
+
+
+def test_fifty_threads_claim_and_one_wins(store):
+    wins = []
+
+    def attempt(number):
+        patient = Store(store.url, busy_timeout_s=30)
+        with patient.write() as connection:
+            if claim(connection, FIRST, by=WORKER, nonce=str(number), process={}):
+                wins.append(number)
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1
+    assert read(store).nonce == str(wins[0])
+
+
+@pytest.mark.parametrize("what", list(Move))
+@pytest.mark.parametrize("state", list(RunState))
+def test_an_illegal_move_changes_nothing_and_records_nothing(store, state, what):
+    put(store, state)
+    before = read(store)
+    actor = {
+        Move.CLAIM: WORKER, Move.PUBLISH: WORKER, Move.COMPLETE: WORKER, Move.FAIL: WORKER,
+        Move.INTERRUPT: WORKER, Move.RESUME: USER, Move.CANCEL: USER, Move.ENQUEUE: LAUNCHER,
+    }.get(what, RECONCILER)  # fmt: skip
+    with store.write() as connection:
+        n_events = len(events.of_run(connection, "r1"))
+        moved = move(connection, FIRST, what, by=actor, text="test")
+    assert moved == (what in TRANSITIONS[state])
+    with store.read() as connection:
+        assert len(events.of_run(connection, "r1")) == n_events + moved
+    assert read(store).state == (TRANSITIONS[state][what] if moved else before.state)
+
+
+def test_a_mover_without_the_right_is_a_bug(store):
+    with store.write() as connection, pytest.raises(ValueError, match="may not resume"):
+        move(connection, FIRST, Move.RESUME, by=WORKER, text="")
+
+
+def test_an_older_attempt_or_another_nonce_is_fenced(store):
+    with store.write() as connection:
+        claim(connection, FIRST, by=WORKER, nonce="mine", process={})
+        stranger = Target(run_id="r1", attempt=1, nonce="other")
+        older = Target(run_id="r1", attempt=0)
+        assert not move(connection, stranger, Move.PUBLISH, by=WORKER, text="")
+        assert not move(connection, older, Move.PUBLISH, by=WORKER, text="")
+        mine = Target(run_id="r1", attempt=1, nonce="mine")
+        assert move(connection, mine, Move.PUBLISH, by=WORKER, text="")
+
+
+def test_a_superseded_job_can_never_claim(store):
+    with store.write() as connection:
+        queued(connection, FIRST, by=LAUNCHER)
+        assert next_attempt(
+            connection, FIRST, Move.SUPERSEDE, by=RECONCILER, job_id="j2", text="lost"
+        )
+    with store.write() as connection:
+        assert not claim(connection, FIRST, by=WORKER, nonce="n", process={})
+        second = Target(run_id="r1", attempt=2)
+        assert claim(connection, second, by=WORKER, nonce="n", process={})
+    assert read(store).job_id == "j2"
+
+
+def test_a_late_enqueue_mark_does_not_take_a_claim_back(store):
+    with store.write() as connection:
+        claim(connection, FIRST, by=WORKER, nonce="n", process={})
+        assert not queued(connection, FIRST, by=LAUNCHER)
+    assert read(store).state is RunState.EXTRACTING
+
+
+@pytest.mark.parametrize("state", ["requested", "queued", "extracting", "publishing"])
+def test_the_store_allows_one_active_run_per_training(store, state):
+    put(store, state)
+    with pytest.raises(LedgerConflict), store.write() as connection:
+        insert_run(connection, row("r2", content_key="other"), by=LAUNCHER)
+    assert read(store, "r2") is None
+
+
+@pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "interrupted"])
+def test_an_ended_run_leaves_the_training_free_but_keeps_its_identity(store, state):
+    put(store, state)
+    with store.write() as connection:
+        insert_run(connection, row("r2", content_key="other"), by=LAUNCHER)
+    put(store, "completed")
+    with pytest.raises(LedgerConflict), store.write() as connection:
+        insert_run(connection, row("r3"), by=LAUNCHER)
+
+
+def test_a_cancel_request_is_noted_once(store):
+    with store.write() as connection:
+        assert not request_cancel(connection, FIRST, by=USER)  # nobody extracts yet
+        claim(connection, FIRST, by=WORKER, nonce="n", process={})
+        assert request_cancel(connection, FIRST, by=USER)
+        assert not request_cancel(connection, FIRST, by=USER)
+    assert read(store).cancel_requested
+
+
+def test_repeated_refusals_are_one_event_with_a_count_and_move_the_cursor(store):
+    with store.read() as connection:
+        start = events.cursor(connection)
+    for _ in range(3):
+        with store.write() as connection:
+            events.record_again(
+                connection, "r1", attempt=1, at=NOW, kind="refused", actor="me", text="no"
+            )
+    with store.read() as connection:
+        refused = [one for one in events.of_run(connection, "r1") if one.kind == "refused"]
+        assert events.cursor(connection) == start + 3
+        assert events.count_of(connection, "refused") == {"r1": 3}
+    assert [one.count for one in refused] == [3]
+
+
+def test_times_come_back_aware_and_naive_ones_are_refused(store):
+    assert read(store).created_at == NOW
+    naive = datetime(2026, 1, 1)  # noqa: DTZ001 - the mistake under test
+    with pytest.raises(Exception, match="naive datetime"), store.write() as connection:
+        insert_run(connection, row("r2", created_at=naive), by=LAUNCHER)
+
+
+def test_a_ledger_locked_by_another_program_is_named(store):
+    other = sqlite3.connect(store.url.removeprefix("sqlite:///"))
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(LedgerBusy, match="locked"), store.write():
+            pass
+    finally:
+        other.close()
+
+
+def test_a_failed_transaction_leaves_nothing(store):
+    with pytest.raises(RuntimeError), store.write() as connection:
+        claim(connection, FIRST, by=WORKER, nonce="n", process={})
+        raise RuntimeError
+    assert read(store).state is RunState.REQUESTED
+
+
+def test_the_migrations_give_exactly_the_schema_of_the_code(store):
+    with store.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_newest_migration_is_the_one_the_code_knows(store):
+    assert sorted(_MIGRATIONS.glob("versions/[0-9]*.py"))[-1].name.startswith(HEAD)
+    assert store.version() == HEAD
+
+
+def test_a_ledger_of_a_newer_release_is_refused(store):
+    with store.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(WorkspaceUnusable, match="newer release"):
+        Store(store.url).prepare()
+
+
+def test_an_old_sqlite_never_uses_wal(store):
+    with store.read() as connection:
+        mode = connection.execute(text("PRAGMA journal_mode")).scalar()
+    safe = sqlite3.sqlite_version_info >= (3, 51, 3)
+    assert mode == ("wal" if safe else "delete")
+
+
+def test_migrations_go_down_and_up_again(store):
+    from alembic import command  # noqa: PLC0415 - only here
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with store.write() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    store.prepare()
+    assert store.version() == HEAD

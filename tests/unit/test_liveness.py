@@ -1,0 +1,106 @@
+"""Signs of life: processes that are gone, beats, observations on a monotonic clock."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from extraction_kit.liveness import (
+    Beat,
+    Observations,
+    ProcessIdentity,
+    read_beat,
+)
+
+
+def test_this_process_is_not_gone():
+    assert ProcessIdentity.of_this_process().gone() is False
+
+
+def test_a_process_that_ended_is_gone_even_as_a_zombie():
+    code = (
+        "from extraction_kit.liveness import ProcessIdentity as P; import json;"
+        "print(json.dumps(P.of_this_process().to_dict()))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        identity = ProcessIdentity.from_dict(__import__("json").loads(child.stdout.read()))
+        child.stdout.read()
+        while identity.gone() is False:  # it ends by itself; nobody has waited for it yet
+            pass
+        assert child.returncode is None
+    assert identity.gone() is True
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({"host": "elsewhere"}, None),
+        ({"pid_namespace": "pid:[1]"}, None),
+        ({"boot_id": "an earlier boot"}, True),
+        ({"started": "1"}, True),  # the pid was given to another process
+    ],
+)
+def test_only_what_can_be_proven_is_called_gone(change, verdict):
+    assert replace(ProcessIdentity.of_this_process(), **change).gone() is verdict
+
+
+def test_a_beat_comes_back_and_a_torn_or_strange_one_is_none(tmp_path):
+    path = tmp_path / "beats" / "r-a1.json"
+    beat = Beat(number=3, phase="extracting", n_tokens_done=7, l0=1.5)
+    beat.write(path)
+    assert read_beat(path) == beat
+    for content in ("", "{", "[]", "{}", '{"number": 1, "new_field": 2}'):
+        path.write_text(content, encoding="utf-8")
+        assert read_beat(path) in {None, Beat(number=1)}
+    assert read_beat(tmp_path / "nothing") is None
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_value_is_unchanged_since_it_was_first_seen(tmp_path):
+    clock = Clock()
+    seen = Observations(tmp_path, clock).load()
+    assert seen.unchanged_s("beat r", 1) == 0
+    clock.now += 40
+    assert seen.unchanged_s("beat r", 1) == 40
+    assert seen.unchanged_s("beat r", 2) == 0
+
+
+def test_observations_survive_their_observer_but_not_those_that_nobody_needs(tmp_path):
+    clock = Clock()
+    first = Observations(tmp_path, clock).load()
+    first.unchanged_s("a", 1)
+    first.unchanged_s("b", 1)
+    first.save(keep={"a"})
+    clock.now += 60
+    second = Observations(tmp_path, clock).load()
+    assert second.unchanged_s("a", 1) == 60
+    assert second.unchanged_s("b", 1) == 0
+
+
+def test_an_observation_from_the_future_counts_from_now(tmp_path):
+    clock = Clock()
+    first = Observations(tmp_path, clock).load()
+    first.unchanged_s("a", 1)
+    first.save(keep={"a"})
+    clock.now -= 50  # another boot with the same file, a clock that went back
+    second = Observations(tmp_path, clock).load()
+    assert second.unchanged_s("a", 1) == 0
+
+
+def test_a_damaged_file_of_observations_is_as_none(tmp_path):
+    seen = Observations(tmp_path, Clock()).load()
+    seen.unchanged_s("a", 1)
+    seen.save(keep={"a"})
+    next(tmp_path.glob("observed-*.json")).write_text("[1", encoding="utf-8")
+    assert Observations(tmp_path, Clock()).load().unchanged_s("a", 1) == 0

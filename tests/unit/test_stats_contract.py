@@ -1,0 +1,276 @@
+"""Every statistic: the same numbers for any batches, order, shards and merges."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from extraction_kit.results import N_BINS, bin_edges
+from extraction_kit.stats import (
+    Activations,
+    Collection,
+    Contexts,
+    Histogram,
+    Maximum,
+    Moments,
+    Quality,
+    TopK,
+)
+
+D_SAE, N_CONTEXTS, SIZE, K, WINDOW = 7, 60, 9, 4, (2, 3)
+SUMS = {"sum_act", "sum_sq_act"}
+
+FEATURE_STATISTICS = {
+    "moments": lambda: Moments(D_SAE),
+    "maximum": lambda: Maximum(D_SAE),
+    "histogram": lambda: Histogram(D_SAE),
+    "topk": lambda: TopK(D_SAE, k=K, window=WINDOW),
+}
+
+
+@pytest.fixture(params=[0, 1, 2])
+def stream(request):
+    """Dense activations [context, pos, feature] with many equal values, tokens, valid."""
+    chance = np.random.default_rng(request.param)
+    grid = np.float32([2**-11, 0.3, 0.5, 1.0, 1.25, 3.0, 1500.0])
+    dense = chance.choice(grid, (N_CONTEXTS, SIZE, D_SAE))
+    dense[chance.random(dense.shape) < 0.7] = 0
+    dense[:, :, D_SAE - 1] = 0  # a dead feature
+    dense[10:30, :, D_SAE - 2] = 0  # and one that is silent for a while
+    valid = chance.random((N_CONTEXTS, SIZE)) < 0.8
+    tokens = chance.integers(0, 50, (N_CONTEXTS, SIZE))
+    return dense, tokens, valid
+
+
+def batch_of(stream, first, n, tile=(0, D_SAE)):
+    """Return contexts `first` to `first` + `n` for features of `tile` as activations."""
+    dense, tokens, valid = (array[first : first + n] for array in stream)
+    shown = np.where(valid[..., None], dense, 0)[:, :, tile[0] : tile[0] + tile[1]]
+    shown = shown.reshape(-1, tile[1])
+    row, column = np.nonzero(shown)
+    return Activations(
+        Contexts(first, torch.from_numpy(tokens), torch.from_numpy(valid)),
+        torch.from_numpy(row),
+        torch.from_numpy(column + tile[0]),
+        torch.from_numpy(shown[row, column]),
+        tile[0],
+        tile[1],
+    )
+
+
+def batches(stream, chance, tiles=((0, D_SAE),)):
+    """Cut the stream into whole contexts of random numbers, in random order."""
+    cuts = sorted({0, N_CONTEXTS, *(chance.randrange(N_CONTEXTS) for _ in range(9))})
+    found = [
+        batch_of(stream, start, stop - start, tile)
+        for start, stop in zip(cuts, cuts[1:], strict=False)
+        for tile in tiles
+    ]
+    chance.shuffle(found)
+    return found
+
+
+def plain(computed):
+    """Return what a statistic computed as a dict of arrays."""
+    if isinstance(computed, np.ndarray):
+        return {"value": computed}
+    return computed if isinstance(computed, dict) else vars(computed)
+
+
+def assert_equal(left, right):
+    left, right = plain(left), plain(right)
+    assert left.keys() == right.keys()
+    for name, array in left.items():
+        if name in SUMS:
+            np.testing.assert_allclose(array, right[name], rtol=1e-12)
+        else:
+            assert array.dtype == right[name].dtype, name
+            np.testing.assert_array_equal(array, right[name], err_msg=name)
+
+
+def naive(stream):
+    """Count in plain Python loops over float64 numbers."""
+    dense, tokens, valid = stream
+    edges, (before, after) = bin_edges(), WINDOW
+    moments = {name: [0] * D_SAE for name in ("n_active", "n_contexts", *SUMS)}
+    maximum = {
+        "max_act": [0.0] * D_SAE,
+        "max_context": [-1] * D_SAE,
+        "max_pos": [-1] * D_SAE,
+    }
+    histogram = np.zeros((D_SAE, N_BINS), dtype=np.int64)
+    examples = []
+    for feature in range(D_SAE):
+        peaks = []
+        for context in range(N_CONTEXTS):
+            acts = [
+                float(dense[context, pos, feature]) if valid[context, pos] else 0.0
+                for pos in range(SIZE)
+            ]
+            active = [act for act in acts if act > 0]
+            moments["n_active"][feature] += len(active)
+            moments["n_contexts"][feature] += bool(active)
+            moments["sum_act"][feature] += sum(active)
+            moments["sum_sq_act"][feature] += sum(act * act for act in active)
+            for act in active:
+                histogram[feature, np.searchsorted(edges, act, side="right") - 1] += 1
+            if active:
+                peaks.append((-max(active), context, acts.index(max(active)), acts))
+        peaks.sort(key=lambda peak: peak[:3])
+        if peaks:
+            value, context, pos, _ = peaks[0]
+            maximum["max_act"][feature] = -value
+            maximum["max_context"][feature], maximum["max_pos"][feature] = context, pos
+        for rank, (value, context, pos, acts) in enumerate(peaks[:K]):
+            start = max(0, pos - before)
+            window = [
+                (at - start, acts[at])
+                for at in range(start, min(SIZE, pos + after + 1))
+                if acts[at] > 0
+            ]
+            token = int(tokens[context, pos])
+            examples.append((feature, rank, context, pos, start, -value, token, window))
+    return moments, maximum, histogram, examples
+
+
+def test_every_number_equals_a_naive_loop(stream):
+    moments, maximum, histogram, examples = naive(stream)
+    collection = Collection(d_in=3, d_sae=D_SAE, top_k=K, window=WINDOW)
+    for batch in batches(stream, random.Random(1), tiles=((0, 3), (3, D_SAE - 3))):
+        collection.update(batch)
+    found = collection.compute()
+    for name, expected in (moments | maximum).items():
+        if name in SUMS:
+            np.testing.assert_allclose(found["features"][name], expected, rtol=1e-12)
+        else:
+            assert found["features"][name].tolist() == expected, name
+    np.testing.assert_array_equal(found["histograms"], histogram)
+    rows = found["examples"]
+    seen = [
+        (
+            *(
+                int(getattr(rows, name)[i])
+                for name in ("feature", "rank", "context", "pos")
+            ),
+            int(rows.start[i]),
+            float(rows.act[i]),
+            int(rows.peak_token[i]),
+            [
+                (int(rows.act_off[at]), float(rows.act_val[at]))
+                for at in range(rows.offsets[i], rows.offsets[i + 1])
+            ],
+        )
+        for i in range(rows.feature.size)
+    ]
+    assert seen == examples
+    assert collection.n_dead() == 1
+
+
+@pytest.mark.parametrize("name", FEATURE_STATISTICS)
+class TestContract:
+    def test_batches_and_their_order_change_nothing(self, name, stream):
+        whole = FEATURE_STATISTICS[name]().update(batch_of(stream, 0, N_CONTEXTS))
+        for seed in range(5):
+            cut = FEATURE_STATISTICS[name]()
+            tiles = ((0, D_SAE),) if seed % 2 else ((0, 2), (2, 3), (5, D_SAE - 5))
+            for batch in batches(stream, random.Random(seed), tiles):
+                cut.update(batch)
+            assert_equal(cut.compute(), whole.compute())
+
+    def test_shards_merge_in_any_order(self, name, stream):
+        whole = FEATURE_STATISTICS[name]().update(batch_of(stream, 0, N_CONTEXTS))
+        for seed in range(5):
+            shards = [FEATURE_STATISTICS[name]() for _ in range(3)]
+            for number, batch in enumerate(batches(stream, random.Random(seed))):
+                shards[number % 3].update(batch)
+            random.Random(seed).shuffle(shards)
+            merged = FEATURE_STATISTICS[name]()
+            for shard in shards:
+                merged.merge(shard)
+            assert_equal(merged.compute(), whole.compute())
+
+    def test_merging_leaves_the_argument_as_it_was(self, name, stream):
+        one = FEATURE_STATISTICS[name]().update(batch_of(stream, 0, 20))
+        other = FEATURE_STATISTICS[name]().update(batch_of(stream, 20, 20))
+        twin = FEATURE_STATISTICS[name]().update(batch_of(stream, 20, 20))
+        one.merge(other)
+        one.update(batch_of(stream, 40, 20))
+        assert_equal(other.compute(), twin.compute())
+        other.update(batch_of(stream, 0, 20))
+        twin.update(batch_of(stream, 0, 20))
+        assert_equal(other.compute(), twin.compute())
+
+    def test_a_saved_state_continues_as_if_never_saved(self, name, stream):
+        whole = FEATURE_STATISTICS[name]().update(batch_of(stream, 0, N_CONTEXTS))
+        first = FEATURE_STATISTICS[name]().update(batch_of(stream, 0, 25))
+        second = FEATURE_STATISTICS[name]()
+        second.load_state_dict(first.state_dict())
+        before = first.compute()
+        second.update(batch_of(stream, 25, N_CONTEXTS - 25))
+        assert_equal(second.compute(), whole.compute())
+        assert_equal(first.compute(), before)
+
+    def test_nothing_seen_is_a_result_too(self, name, stream):
+        empty = FEATURE_STATISTICS[name]()
+        seen = FEATURE_STATISTICS[name]().update(batch_of(stream, 0, N_CONTEXTS))
+        expected = seen.compute()
+        empty.merge(FEATURE_STATISTICS[name]())
+        assert plain(empty.compute()).keys() == plain(expected).keys()
+        assert_equal(seen.merge(empty).compute(), expected)
+
+
+@pytest.mark.parametrize("name", ["moments", "maximum", "histogram"])
+def test_a_state_of_another_size_is_refused_by_name(name):
+    kind = type(FEATURE_STATISTICS[name]())
+    with pytest.raises(ValueError, match=r"has torch"):
+        FEATURE_STATISTICS[name]().load_state_dict(kind(D_SAE + 1).state_dict())
+
+
+def test_counts_go_beyond_what_a_float32_can_count():
+    moments = Moments(1)
+    moments.n_active += 2**24
+    tokens = torch.zeros((1, 1), dtype=torch.int64)
+    one = torch.zeros(1, dtype=torch.int64)
+    contexts = Contexts(0, tokens, torch.ones((1, 1), dtype=torch.bool))
+    moments.update(Activations(contexts, one, one, torch.ones(1), 0, 1))
+    assert moments.compute()["n_active"].tolist() == [2**24 + 1]
+
+
+class TestQuality:
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) + 30
+    x_hat = x + torch.randn(50, 6, generator=torch.Generator().manual_seed(1)) / 4
+
+    def expected(self):
+        x, x_hat = self.x.double().numpy(), self.x_hat.double().numpy()
+        return ((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+
+    def test_fvu_and_l0_equal_their_definitions(self):
+        quality = Quality(6)
+        for start in range(0, 50, 7):
+            part = slice(start, start + 7)
+            quality.update(self.x[part], self.x_hat[part], n_active=3)
+        found = quality.compute()
+        assert found["fvu"] == pytest.approx(self.expected(), rel=1e-6)
+        assert found["l0"] == 24 / 50
+        assert found["n_tokens"] == 50
+
+    def test_shards_merge_and_states_continue(self):
+        one = Quality(6).update(self.x[:20], self.x_hat[:20], n_active=1)
+        other = Quality(6).update(self.x[20:], self.x_hat[20:], n_active=2)
+        before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+        merged = Quality(6)
+        merged.load_state_dict(one.state_dict())
+        merged.merge(other)
+        assert merged.compute()["fvu"] == pytest.approx(self.expected(), rel=1e-6)
+        assert merged.compute()["l0"] == 3 / 50
+        assert all(
+            torch.equal(before[name], now) for name, now in other.state_dict().items()
+        )
+
+    def test_nothing_seen_gives_no_number(self):
+        assert Quality(6).compute() == {"n_tokens": 0, "l0": None, "fvu": None}
+
+    def test_constant_activations_have_no_fvu(self):
+        x = torch.ones(4, 6)
+        assert Quality(6).update(x, x, n_active=0).compute()["fvu"] is None
