@@ -147,6 +147,8 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "EXTRACTION_KIT_STUCK_AFTER_S": "stuck_after_s",
         "EXTRACTION_KIT_TILE_TOKENS": "tile_tokens",
         "EXTRACTION_KIT_MIN_FREE_BYTES": "min_free_bytes",
+        "EXTRACTION_KIT_SELF_CHECK_SHARE": "self_check_share",
+        "EXTRACTION_KIT_KILL_AFTER_S": "kill_after_s",
     }
 )
 
@@ -241,6 +243,11 @@ class Settings:
             if text:
                 values[name] = _parse(variable, name, text)
         return cls(**(values | overrides))
+
+    def to_environment(self) -> dict[str, str]:
+        """Return the variables with which a started worker reads the same settings."""
+        values = {variable: getattr(self, name) for variable, name in ENVIRONMENT.items()}
+        return {name: "" if value is None else str(value) for name, value in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values with the password of each URL masked."""

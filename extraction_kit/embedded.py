@@ -17,14 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from extraction_kit.atomic import unusable, write_json
+from extraction_kit.atomic import unusable
 from extraction_kit.errors import ServerNotStarted, WorkerNotStarted
+from extraction_kit.liveness import start_of
 from extraction_kit.paths import Paths
 
 _MAX_SOCKET_PATH = 100  # the kernel's limit is 104 (macOS) or 108 (Linux) bytes
@@ -69,6 +70,41 @@ def _waiting_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+# --- detached processes -----------------------------------------------------------------
+
+_SPAWN = '"$@" </dev/null >>"$XK_LOG" 2>&1 & echo $!'
+
+
+def _spawn(
+    command: Sequence[str],
+    *,
+    log: Path,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """Start a process in a session of its own, which is nobody's child; return its pid.
+
+    A shell starts it and ends: a kernel that lives on has no zombie to reap, and a kernel
+    that ends takes nothing with it.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    starter = subprocess.run(  # noqa: S603 - a fixed script, our own command
+        ["/bin/sh", "-c", _SPAWN, "sh", *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=cwd,
+        env={**os.environ, **(environment or {}), "XK_LOG": str(log)},
+        start_new_session=True,
+    )
+    return int(starter.stdout)
+
+
+def _lives(pid: int) -> bool:
+    return start_of(pid) is not None
 
 
 # --- server -----------------------------------------------------------------------------
@@ -117,7 +153,6 @@ def start_server(paths: Paths) -> str:
 def _start_server(paths: Paths) -> None:
     _private_folder(socket_path(paths).parent)
     _private_folder(paths.server)
-    paths.logs.mkdir(parents=True, exist_ok=True)
     if _launch_server(paths):
         return
     # The likeliest cause is an unreadable AOF. What was queued is in the ledger: put the
@@ -134,25 +169,10 @@ def _start_server(paths: Paths) -> None:
 
 
 def _launch_server(paths: Paths) -> bool:
-    with (paths.logs / "server.log").open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own binary and arguments
-            _server_command(paths),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=paths.server,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if server_answers(paths):
-            write_json(paths.run / "server.json", {"pid": process.pid})
-            return True
-        time.sleep(0.01)
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    return False
+    pid = _spawn(_server_command(paths), log=paths.logs / "server.log", cwd=paths.server)
+    if not _wait_until(lambda: server_answers(paths) or not _lives(pid), _START_TIMEOUT_S):
+        os.kill(pid, signal.SIGKILL)
+    return server_answers(paths)
 
 
 def _server_command(paths: Paths) -> list[str]:
@@ -248,7 +268,7 @@ def worker_alive(paths: Paths) -> bool:
     return is_held(worker_slot(paths).lock)
 
 
-def start_worker(paths: Paths, *, version: str) -> bool:
+def start_worker(paths: Paths, *, version: str, environment: Mapping[str, str]) -> bool:
     """Start a detached worker unless one is alive.
 
     An idle worker of another kit version is replaced; a busy one finishes first.
@@ -269,7 +289,7 @@ def start_worker(paths: Paths, *, version: str) -> bool:
             if worker_version(paths) in {version, None} or is_held(slot.busy):
                 return False
             stop_worker(paths)
-        _launch_worker(paths, slot)
+        _launch_worker(paths, slot, environment)
     return True
 
 
@@ -291,33 +311,22 @@ def _from_card(card: Path, name: str) -> str | None:
         return None
 
 
-def _launch_worker(paths: Paths, slot: WorkerSlot) -> None:
-    paths.logs.mkdir(parents=True, exist_ok=True)
-    log_path = paths.logs / "worker.log"
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            [
-                sys.executable,
-                "-m",
-                "extraction_kit",
-                "--workspace",
-                str(paths.home),
-                "worker",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if is_held(slot.lock):
-            return
-        time.sleep(0.02)
-    if process.poll() is not None:
+def _launch_worker(paths: Paths, slot: WorkerSlot, environment: Mapping[str, str]) -> None:
+    log = paths.logs / "worker.log"
+    command = [
+        sys.executable,
+        "-m",
+        "extraction_kit",
+        "--workspace",
+        str(paths.home),
+        "worker",
+    ]
+    pid = _spawn(command, log=log, cwd=paths.home, environment=environment)
+    _wait_until(lambda: is_held(slot.lock) or not _lives(pid), _START_TIMEOUT_S)
+    if not _lives(pid):
         raise WorkerNotStarted(
-            f"the worker ended with code {process.returncode}; the end of {log_path}:\n"
-            f"{_tail(log_path)}\nType `extraction-kit doctor` to see what is wrong"
+            f"the worker ended at once; the end of {log}:\n{_tail(log)}\n"
+            "Type `extraction-kit doctor` to see what is wrong"
         )
 
 

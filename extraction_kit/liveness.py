@@ -40,7 +40,7 @@ class ProcessIdentity:
             boot_id=boot_id(),
             pid_namespace=_pid_namespace(),
             pid=os.getpid(),
-            started=_start_of(os.getpid()) or "",
+            started=start_of(os.getpid()) or "",
         )
 
     @classmethod
@@ -68,7 +68,7 @@ class ProcessIdentity:
             return True
         if self.pid_namespace != _pid_namespace():
             return None
-        return _start_of(self.pid) != self.started
+        return start_of(self.pid) != self.started
 
 
 def boot_id() -> str:
@@ -86,8 +86,8 @@ def _pid_namespace() -> str:
         return ""
 
 
-def _start_of(pid: int) -> str | None:
-    """Return the start time of a live process, None if there is none or it is a zombie."""
+def start_of(pid: int) -> str | None:
+    """Return the start time of a live process; None if there is none or it is a zombie."""
     if not Path("/proc/self/stat").exists():  # macOS
         return _output_of("ps", "-o", "lstart=", "-p", str(pid)) or None
     try:

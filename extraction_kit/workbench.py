@@ -35,9 +35,12 @@ from extraction_kit.trainings import Training, describe_training
 
 KIT_VERSION = version("extraction_kit")
 
-# What of the settings decides how a result is computed: kept with the run at its launch, so
-# that a resumed attempt computes with the same tile and on the same kind of device.
-_COMPUTE_SETTINGS = ("device", "threads", "tile_tokens")
+# What of the settings is the run's own: kept at its launch and used by whichever worker takes
+# it, so that a resumed attempt computes with the same tile on the same kind of device.
+_SETTINGS_OF_A_RUN = (
+    "device", "threads", "tile_tokens", "checkpoint_every_s", "beat_s", "lease_s",
+    "self_check_share",
+)  # fmt: skip
 
 
 def utc_now() -> datetime:
@@ -108,7 +111,10 @@ class Workbench:
 
     def start_worker(self) -> bool:
         """Start a detached worker unless one is alive; True if this call started it."""
-        return embedded.start_worker(self.paths, version=KIT_VERSION)
+        environment = self.settings.to_environment()
+        return embedded.start_worker(
+            self.paths, version=KIT_VERSION, environment=environment
+        )
 
     def enqueue(self, run: RunRecord) -> bool:
         """Hand the current attempt to the queue; False if the server does not answer."""
@@ -160,9 +166,9 @@ class Workbench:
         """Return the config of a run."""
         return ExtractionConfig.from_dict(run.config)
 
-    def compute_settings_of(self, run: RunRecord) -> Settings:
-        """Return this machine's settings with the run's own way of computing."""
-        recorded = {name: run.settings[name] for name in _COMPUTE_SETTINGS}
+    def settings_of(self, run: RunRecord) -> Settings:
+        """Return this machine's settings with those that the run was launched with."""
+        recorded = {name: run.settings[name] for name in _SETTINGS_OF_A_RUN}
         return replace(self.settings, **recorded)
 
     def content_key(

@@ -66,10 +66,10 @@ class Lease:
     frozen inside a write transaction would lock it for everybody.
     """
 
-    def __init__(self, bench: Workbench, target: Target) -> None:
+    def __init__(self, bench: Workbench, run: RunRecord, target: Target) -> None:
         self._bench = bench
         self._target = target
-        self._settings = bench.settings
+        self._settings = bench.settings_of(run)
         self._path = bench.paths.beat_of(target.run_id, target.attempt)
         self._beat = Beat(number=0)
         self._order: BaseException | None = None
@@ -110,18 +110,29 @@ class Lease:
         )
         self.check()
 
+    def enter(self, phase: str) -> None:
+        """Say what begins now; raise the order to stop, if there is one."""
+        self._beat = replace(self._beat, phase=phase)
+        self.check()
+
     def check(self) -> None:
         """Raise `Fenced` or `Stopped` if this process may not go on.
 
         After a pause (a frozen process, a suspended machine) it asks the ledger first.
         """
-        share = self._settings.self_check_share
-        if boottime() - self._good_at > share * self._settings.lease_s:
-            self._beat_once()
-        if self._order is not None:
+        self.check_ours()
+        if isinstance(self._order, Stopped):
             raise self._order
         if self._told_to_stop:
             raise Stopped(Move.INTERRUPT, "the worker was told to stop (SIGTERM)")
+
+    def check_ours(self) -> None:
+        """Raise `Fenced` if another attempt has taken over; being told to stop is no reason."""
+        share = self._settings.self_check_share
+        if boottime() - self._good_at > share * self._settings.lease_s:
+            self._beat_once()
+        if isinstance(self._order, Fenced):
+            raise self._order
 
     def _keep(self) -> None:
         while not self._end.wait(self._settings.beat_s):
@@ -138,7 +149,9 @@ class Lease:
         ) as error:  # a locked ledger, a full disk: beat again later
             log.warning("no good beat: %s", error)
             return
-        self._order = self._order or self._order_from(run)
+        order = self._order_from(run)
+        if not isinstance(self._order, Fenced):
+            self._order = order or self._order
         self._good_at = boottime()
 
     def _order_from(self, run: RunRecord | None) -> BaseException | None:
@@ -229,7 +242,7 @@ class Attempt:
         """Extract and publish; record every way in which it can end."""
         _refresh_snapshot(self._bench)
         try:
-            with Lease(self._bench, self._target) as lease:
+            with Lease(self._bench, self._run, self._target) as lease:
                 self._complete(lease)
         except Fenced as fenced:
             log.warning(
@@ -256,6 +269,7 @@ class Attempt:
 
     def _extract(self, lease: Lease) -> "ExtractionResult":
         # Torch and the model code: only now, and only in this process.
+        lease.enter("loading torch")
         from extraction_kit.extraction import StopAfterCheckpoint, extract  # noqa: PLC0415
 
         bench, run = self._bench, self._run
@@ -274,7 +288,7 @@ class Attempt:
                 training,
                 corpus,
                 config=bench.config_of(run),
-                settings=bench.compute_settings_of(run),
+                settings=bench.settings_of(run),
                 content_key=run.content_key,
                 checkpoints=bench.paths.checkpoints_of(run.run_id, run.attempt),
                 resume_from=bench.paths.checkpoints_of(run.run_id),
@@ -290,7 +304,7 @@ class Attempt:
 
         staged = self._bench.paths.staging_of(self._run.run_id, self._run.attempt)
         stage(staged, result, self._bench.manifest_of(self._run))
-        lease.check()
+        lease.check_ours()  # told to stop now, it still publishes: that is the quickest end
         publish(staged, final)
 
     def _record(self, final: Path) -> None:

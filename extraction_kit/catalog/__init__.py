@@ -1,35 +1,7 @@
-"""What was found: published results as Parquet, questions about them through DuckDB."""
+"""What was found: published results as Parquet, questions about them through DuckDB.
 
-from extraction_kit.catalog.publish import (
-    publish,
-    read_manifest,
-    stage,
-    staged_and_sound,
-    verify,
-)
-from extraction_kit.catalog.reading import (
-    ExampleWindow,
-    example_windows,
-    examples,
-    features,
-    histogram,
-)
-from extraction_kit.catalog.relations import CatalogRows
-from extraction_kit.catalog.session import Session
-from extraction_kit.catalog.snapshot import write_snapshot
-
-__all__ = [
-    "CatalogRows",
-    "ExampleWindow",
-    "Session",
-    "example_windows",
-    "examples",
-    "features",
-    "histogram",
-    "publish",
-    "read_manifest",
-    "stage",
-    "staged_and_sound",
-    "verify",
-    "write_snapshot",
-]
+``publish`` writes and checks results, ``reading`` asks one run's files, ``session`` answers
+SQL over all runs, ``snapshot`` writes ``catalog.duckdb`` for other programs, ``tables`` has
+every column with its unit. Import from those: nothing here, so that a worker that only
+publishes never loads DuckDB.
+"""

@@ -10,7 +10,6 @@ import duckdb
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,  # a compute node has no network: fail at once
     "autoload_known_extensions": False,
-    "parquet_metadata_cache": True,  # published files never change; checked by mtime
     "python_enable_replacements": False,  # a name is a view, never a variable of this code
 }
 
@@ -38,7 +37,10 @@ class Memory:
         """Return a connection of its own to the database; relations keep it alive."""
         with self.lock:
             if self._database is None:
-                self._database = duckdb.connect(":memory:", config=_CONFIG)
+                database = duckdb.connect(":memory:", config=_CONFIG)
+                # Published files never change: parse each footer once (checked by mtime).
+                database.execute("SET GLOBAL parquet_metadata_cache = true")
+                self._database = database
             return self._database.cursor()
 
     @property

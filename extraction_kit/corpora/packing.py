@@ -60,11 +60,11 @@ class Packer:
     def _packed(self, batches: Iterable[list[np.ndarray]]) -> Iterator[Block]:
         ids = np.empty(0, dtype=np.int32)
         docs = np.empty(0, dtype=np.int64)
-        first, begun = 0, False
+        first, last = 0, None
         for batch in batches:
             parts, owners = [ids], [docs]
             for number, document in enumerate(batch, first):
-                begun = self._join(parts, owners, (number, document), begun=begun)
+                last = self._join(parts, owners, (number, document), last=last)
             first += len(batch)
             ids, docs = np.concatenate(parts), np.concatenate(owners)
             full = len(ids) // self.content * self.content
@@ -82,20 +82,19 @@ class Packer:
         owners: list[np.ndarray],
         numbered: tuple[int, np.ndarray],
         *,
-        begun: bool,
-    ) -> bool:
-        """Append one document after EOS; return whether anything was appended so far."""
+        last: int | None,
+    ) -> int | None:
+        """Append one document after EOS; return the stream's last token, None before any."""
         number, document = numbered
         document = self._without_bos(document)
         if not len(document):
-            return begun
-        last = next((int(part[-1]) for part in reversed(parts) if len(part)), None)
-        if begun and self.eos_id is not None and last != self.eos_id:
+            return last
+        if last is not None and self.eos_id not in (None, last):
             parts.append(np.array([self.eos_id], dtype=np.int32))
             owners.append(np.array([number - 1], dtype=np.int64))
         parts.append(document.astype(np.int32))
         owners.append(np.full(len(document), number, dtype=np.int64))
-        return True
+        return int(document[-1])
 
     def _by_document(self, batches: Iterable[list[np.ndarray]]) -> Iterator[Block]:
         first = 0

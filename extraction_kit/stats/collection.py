@@ -1,7 +1,7 @@
 """Everything that one pass measures, as one statistic."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,10 +53,11 @@ class Collection(Statistic):
         """Where the state is."""
         return self.quality.sum_x.device
 
-    def _members(self) -> dict[str, Statistic]:
+    def members(self) -> dict[str, Statistic]:
+        """Return the statistics by name."""
         return dict(vars(self))
 
-    def update(self, batch: Activations) -> Self:
+    def update(self, batch: Activations) -> "Collection":
         """Count the active tokens of `batch`."""
         for statistic in self.per_feature:
             statistic.update(batch)
@@ -68,15 +69,15 @@ class Collection(Statistic):
         x_hat: Float[Tensor, "token d_in"],
         *,
         n_active: int,
-    ) -> Self:
+    ) -> "Collection":
         """Take in valid tokens, their reconstructions and their active pairs."""
         self.quality.update(x, x_hat, n_active=n_active)
         return self
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "Collection") -> "Collection":
         """Take in what `other` has seen; `other` stays as it is."""
-        theirs = other._members()
-        for name, statistic in self._members().items():
+        theirs = other.members()
+        for name, statistic in self.members().items():
             statistic.merge(theirs[name])
         return self
 
@@ -97,13 +98,13 @@ class Collection(Statistic):
         """Return the state of all statistics."""
         return {
             f"{name}.{key}": tensor
-            for name, statistic in self._members().items()
+            for name, statistic in self.members().items()
             for key, tensor in statistic.state_dict().items()
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Replace the state of all statistics by a copy of `state`."""
-        for name, statistic in self._members().items():
+        for name, statistic in self.members().items():
             prefix = f"{name}."
             statistic.load_state_dict(
                 {

@@ -1,6 +1,6 @@
 """How the activations of every feature are distributed: a log2 histogram."""
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,12 +40,12 @@ class Histogram(FeatureStatistic):
         """Return the bin of each value."""
         return torch.bucketize(value, self._edges, right=True)
 
-    def update(self, batch: Activations) -> Self:
+    def update(self, batch: Activations) -> "Histogram":
         """Count the active tokens of `batch`."""
         count_into(self.counts, batch.feature * N_BINS + self.bins(batch.value))
         return self
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "Histogram") -> "Histogram":
         """Add the counts of `other`."""
         self.counts += other.counts.to(self.counts.device)
         return self

@@ -1,6 +1,6 @@
 """How often, how much and where at most: counts, sums and the maximum of every feature."""
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Moments(FeatureStatistic):
         self.sum_act = torch.zeros(d_sae, dtype=torch.float64, device=device)
         self.sum_sq_act = torch.zeros(d_sae, dtype=torch.float64, device=device)
 
-    def update(self, batch: Activations) -> Self:
+    def update(self, batch: Activations) -> "Moments":
         """Count the active tokens of `batch`."""
         value = batch.value.to(torch.float64)
         count_into(self.n_active, batch.feature)
@@ -38,7 +38,7 @@ class Moments(FeatureStatistic):
         self.sum_sq_act.index_add_(0, batch.feature, value.square())
         return self
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "Moments") -> "Moments":
         """Add the counts and sums of `other`."""
         for name in self.STATE:
             mine = getattr(self, name)
@@ -67,7 +67,7 @@ class Maximum(FeatureStatistic):
         self.max_context = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
         self.max_pos = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
 
-    def update(self, batch: Activations) -> Self:
+    def update(self, batch: Activations) -> "Maximum":
         """Look for larger activations in `batch`."""
         peaks = batch.peaks
         # An equal value of an earlier context may come later: >= and not >.
@@ -77,7 +77,7 @@ class Maximum(FeatureStatistic):
             self._challenge(peaks.feature, peaks.value, peaks.context, pos=peaks.pos)
         return self
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "Maximum") -> "Maximum":
         """Take over the larger maxima of `other`."""
         fired = torch.nonzero(other.max_context >= 0).squeeze(1)
         device = self.max_act.device

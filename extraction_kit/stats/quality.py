@@ -1,6 +1,6 @@
 """How well the SAE describes the activations it is given: L0 and FVU."""
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -34,7 +34,7 @@ class Quality(Statistic):
         x_hat: Float[Tensor, "token d_in"],
         *,
         n_active: int,
-    ) -> Self:
+    ) -> "Quality":
         """Take in valid tokens, their reconstructions and their active pairs."""
         device = self.sum_x.device
         self.counts[0] += x.shape[0]
@@ -49,7 +49,7 @@ class Quality(Statistic):
         """Whether all that was seen was finite."""
         return bool(torch.isfinite(self.sum_sq_error + self.sum_sq_x))
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "Quality") -> "Quality":
         """Add the counts and sums of `other`."""
         for name in self.STATE:
             mine = getattr(self, name)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Statistic(ABC):
     """Names of the attributes that hold the state, all of them tensors."""
 
     @abstractmethod
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> "Statistic":  # noqa: ANN401 - each takes its own kind
         """Take in what `other` has seen; `other` stays as it is."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class FeatureStatistic(Statistic):
     """A statistic of every feature, fed with sparse activations of whole contexts."""
 
     @abstractmethod
-    def update(self, batch: Activations) -> Self:
+    def update(self, batch: Activations) -> "FeatureStatistic":
         """Count the active tokens of `batch`."""
 
 

@@ -8,7 +8,7 @@ never too high, so what is kept does not depend on when the buffer was emptied.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class TopK(FeatureStatistic):
         self._limit = max(MIN_BUFFER, k * d_sae)
         self._bound = torch.zeros(d_sae, dtype=torch.float32, device=device)
 
-    def update(self, batch: Activations) -> Self:
+    def update(self, batch: Activations) -> "TopK":
         """Buffer the peaks of `batch` that could enter."""
         peaks = batch.peaks
         # Equal values enter too: their context may be an earlier one.
@@ -168,7 +168,7 @@ class TopK(FeatureStatistic):
     def _settle(self) -> None:
         if not self._pending:
             return
-        self._kept = best(self._all(), self.k)
+        self._kept = best(self.rows(), self.k)
         self._pending, self._n_pending = [], 0
         self._raise_bound()
 
@@ -177,12 +177,13 @@ class TopK(FeatureStatistic):
         self._bound.zero_()
         self._bound[self._kept.feature[last]] = self._kept.value[last]
 
-    def _all(self) -> Rows:
+    def rows(self) -> Rows:
+        """Return what is kept and what is buffered, unordered."""
         return Rows.joined([self._kept, *self._pending])
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "TopK") -> "TopK":
         """Take in the examples of `other`; its buffered peaks are read, not emptied."""
-        self._pending.append(other._all().to(self._bound.device))
+        self._pending.append(other.rows().to(self._bound.device))
         self._settle()
         return self
 

@@ -14,7 +14,8 @@ HERE = Path(__file__).parents[2]
 FORKING = """
 import os, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # a fork in a process with threads
-from extraction_kit.catalog import CatalogRows, Session
+from extraction_kit.catalog.relations import CatalogRows
+from extraction_kit.catalog.session import Session
 session = Session(lambda: CatalogRows(runs=[{"run_id": "a"}]), lambda: 1)
 assert session.sql("FROM runs").fetchall()[0][0] == "a"
 relation = session.sql("SELECT count(*) FROM range(1000000)")
@@ -56,7 +57,7 @@ def run(how):
         start_new_session=True,
     )
     try:
-        return process.communicate(timeout=30)
+        return process.communicate(timeout=60)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # a child that hangs

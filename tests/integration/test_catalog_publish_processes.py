@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from extraction_kit.catalog import publish, read_manifest, stage, staged_and_sound, verify
+from extraction_kit.catalog.publish import (
+    publish,
+    read_manifest,
+    stage,
+    staged_and_sound,
+    verify,
+)
 from extraction_kit.results import result_digest
 from tests.unit.synthetic import synthetic
 
@@ -18,7 +24,7 @@ HERE = Path(__file__).parents[2]
 RACER = """
 import sys
 from pathlib import Path
-from extraction_kit.catalog import publish, stage
+from extraction_kit.catalog.publish import publish, stage
 from tests.unit.synthetic import synthetic
 staged, final, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 made = synthetic(seed=seed)
@@ -32,8 +38,7 @@ print(publish(staged, final), flush=True)
 STOPPER = """
 import sys, time
 from pathlib import Path
-import extraction_kit.catalog.publish
-publish = sys.modules["extraction_kit.catalog.publish"]
+import extraction_kit.catalog.publish as publish
 from tests.unit.synthetic import synthetic
 def stopping(write):
     def step(path, *args, **options):

@@ -8,7 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from extraction_kit.atomic import fsync_file
-from extraction_kit.catalog import publish, read_manifest, stage, staged_and_sound, verify
+from extraction_kit.catalog.publish import (
+    publish,
+    read_manifest,
+    stage,
+    staged_and_sound,
+    verify,
+)
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.errors import ResultsDamaged, WorkspaceUnusable
 from extraction_kit.results import result_digest

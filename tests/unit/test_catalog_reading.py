@@ -3,14 +3,8 @@
 import numpy as np
 import pytest
 
-from extraction_kit.catalog import (
-    example_windows,
-    examples,
-    features,
-    histogram,
-    publish,
-    stage,
-)
+from extraction_kit.catalog.publish import publish, stage
+from extraction_kit.catalog.reading import example_windows, examples, features, histogram
 from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from tests.unit.synthetic import DEAD, TOP_K, WINDOW, synthetic
 

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from extraction_kit.catalog import CatalogRows, Session, publish, stage
+from extraction_kit.catalog.publish import publish, stage
+from extraction_kit.catalog.relations import CatalogRows
+from extraction_kit.catalog.session import Session
 from extraction_kit.catalog.tables import CATALOG
 from extraction_kit.errors import BadQuery
 from tests.unit.synthetic import DEAD, synthetic

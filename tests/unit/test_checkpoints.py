@@ -1,7 +1,6 @@
 """Checkpoints: whole or not there, the furthest sound one wins."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -37,7 +36,7 @@ def test_what_was_saved_comes_back_to_the_last_bit(tmp_path):
 def test_the_last_two_are_kept(tmp_path):
     for done in range(1, 6):
         save_at(tmp_path / "a1", done)
-    assert sorted(os.listdir(tmp_path / "a1")) == ["000004", "000005"]
+    assert sorted(path.name for path in (tmp_path / "a1").iterdir()) == ["000004", "000005"]
 
 
 def test_the_furthest_of_all_attempts_is_chosen(tmp_path):

@@ -1,6 +1,7 @@
 """Every statistic: the same numbers for any batches, order, shards and merges."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -43,7 +44,11 @@ def stream(request):
     return dense, tokens, valid
 
 
-def batch_of(stream, first, n, tile=(0, D_SAE)):
+def shuffler(seed):
+    return random.Random(seed)  # noqa: S311 - test data
+
+
+def batch_of(stream, first, n, *, tile=(0, D_SAE)):
     """Return contexts `first` to `first` + `n` for features of `tile` as activations."""
     dense, tokens, valid = (array[first : first + n] for array in stream)
     shown = np.where(valid[..., None], dense, 0)[:, :, tile[0] : tile[0] + tile[1]]
@@ -63,8 +68,8 @@ def batches(stream, chance, tiles=((0, D_SAE),)):
     """Cut the stream into whole contexts of random numbers, in random order."""
     cuts = sorted({0, N_CONTEXTS, *(chance.randrange(N_CONTEXTS) for _ in range(9))})
     found = [
-        batch_of(stream, start, stop - start, tile)
-        for start, stop in zip(cuts, cuts[1:], strict=False)
+        batch_of(stream, start, stop - start, tile=tile)
+        for start, stop in pairwise(cuts)
         for tile in tiles
     ]
     chance.shuffle(found)
@@ -137,7 +142,7 @@ def naive(stream):
 def test_every_number_equals_a_naive_loop(stream):
     moments, maximum, histogram, examples = naive(stream)
     collection = Collection(d_in=3, d_sae=D_SAE, top_k=K, window=WINDOW)
-    for batch in batches(stream, random.Random(1), tiles=((0, 3), (3, D_SAE - 3))):
+    for batch in batches(stream, shuffler(1), tiles=((0, 3), (3, D_SAE - 3))):
         collection.update(batch)
     found = collection.compute()
     for name, expected in (moments | maximum).items():
@@ -174,7 +179,7 @@ class TestContract:
         for seed in range(5):
             cut = FEATURE_STATISTICS[name]()
             tiles = ((0, D_SAE),) if seed % 2 else ((0, 2), (2, 3), (5, D_SAE - 5))
-            for batch in batches(stream, random.Random(seed), tiles):
+            for batch in batches(stream, shuffler(seed), tiles):
                 cut.update(batch)
             assert_equal(cut.compute(), whole.compute())
 
@@ -182,9 +187,9 @@ class TestContract:
         whole = FEATURE_STATISTICS[name]().update(batch_of(stream, 0, N_CONTEXTS))
         for seed in range(5):
             shards = [FEATURE_STATISTICS[name]() for _ in range(3)]
-            for number, batch in enumerate(batches(stream, random.Random(seed))):
+            for number, batch in enumerate(batches(stream, shuffler(seed))):
                 shards[number % 3].update(batch)
-            random.Random(seed).shuffle(shards)
+            shuffler(seed).shuffle(shards)
             merged = FEATURE_STATISTICS[name]()
             for shard in shards:
                 merged.merge(shard)

@@ -173,7 +173,7 @@ def test_bad_content_is_named_by_its_place(tmp_path, name, data, said):
 
 def test_pickled_arrays_are_never_loaded(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(BadCorpus, match="not a .npy file of token ids"):
+    with pytest.raises(BadCorpus, match=r"not a \.npy file of token ids"):
         read(tmp_path / "a.npy")
 
 
@@ -186,7 +186,7 @@ def test_null_rows_of_parquet_are_named(tmp_path):
 def test_a_column_makes_sense_only_where_there_are_columns(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     for source in (tmp_path / "a.txt", ["a"]):
-        with pytest.raises(BadCorpus, match="text_column='body'.*leave it out"):
+        with pytest.raises(BadCorpus, match=r"text_column='body'.*leave it out"):
             read(source, text_column="body")
 
 

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from extraction_kit.config import ExtractionConfig
-from extraction_kit.corpora import Corpus, prepare, preparation, progress_bar
+from extraction_kit.corpora import Corpus, preparation, prepare, progress_bar
 from extraction_kit.errors import BadConfig, BadCorpus, WorkspaceUnusable
 
 
@@ -224,7 +224,7 @@ def test_options_that_cannot_have_an_effect_are_refused(make, topics, words, bpe
         make(topics, ignore_tokens=(600,))
     with pytest.raises(BadConfig, match="ignore_positions has 16: 0 to 15"):
         make(topics, ignore_positions=(16,))
-    with pytest.raises(BadConfig, match="context_size=128.*at most 64"):
+    with pytest.raises(BadConfig, match=r"context_size=128.*at most 64"):
         prepare(
             topics, tokenizer=bpe, config=ExtractionConfig(), paths=paths, max_context=64
         )

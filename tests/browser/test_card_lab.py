@@ -1,0 +1,112 @@
+"""The card in a real JupyterLab with a real kernel: what a stub page cannot show."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SOURCE = Path(__file__).with_name("moving_run.py")
+
+
+def launch(seconds):
+    """The one cell that makes ``run``; it measures 100,000 tokens in about `seconds`."""
+    return f"from moving_run import MovingRun\nrun = MovingRun(seconds={seconds})\nrun"
+
+
+@pytest.fixture(autouse=True)
+def moving_run(lab_server):
+    shutil.copy(SOURCE, lab_server.root / SOURCE.name)
+
+
+def test_a_run_is_watched_to_its_end_and_leaves_a_record_without_a_kernel(notebook):
+    book = notebook([launch(4), "run.wait()", "run"])
+    book.start("notebook:run-all-cells")
+    card = book.cell(0).get_by_role("group", name="t-7f3a")
+    expect(card).to_have_attribute("data-state", "extracting")
+    # the finished card is plain HTML: a reopened notebook shows it without a kernel
+    record = book.cell(0).locator(".xk-static")
+    expect(record).to_contain_text("Completed", timeout=20_000)
+    expect(record).to_contain_text("<b>integers</b>")
+    bundle = book.outputs(0)[0]["data"]
+    assert set(bundle) == {"text/html", "text/plain"}
+    assert "<Run t-7f3a g1 completed 100% of 100,000 tokens>" in "".join(bundle["text/plain"])
+    # the second card, of a run that was completed before, refuses
+    second = book.cell(2).get_by_role("group", name="t-7f3a")
+    expect(second).to_have_attribute("data-state", "completed")
+    button = second.get_by_role("button", name="Launch", exact=True)
+    button.click(force=True)
+    expect(second.locator(".xk-refusal")).to_contain_text("Launch refused.")
+    button.press("Enter")
+    expect(second).to_have_attribute("data-state", "completed")
+    book.picture("lab-completed-light")
+
+
+def test_cancel_is_heard_while_a_cell_blocks_the_kernel(notebook):
+    book = notebook([launch(60), "run.wait(25)"])
+    book.command("notebook:run-cell-and-select-next")
+    card = book.cell(0).get_by_role("group", name="t-7f3a")
+    expect(card.get_by_role("button", name="Cancel")).to_be_visible()
+    book.start("notebook:run-cell")
+    book.picture("lab-running-light")
+    card.get_by_role("button", name="Cancel").click()
+    # wait(25) blocks the main thread: only a message beside it can end it early
+    expect(card).to_have_attribute("data-state", "cancelled", timeout=10_000)
+    card.get_by_role("button", name="Resume").click()
+    expect(card).to_have_attribute("data-state", "extracting", timeout=10_000)
+    expect(card).to_contain_text("attempt 2")
+
+
+def test_a_reloaded_page_shows_the_same_card_live_again(notebook):
+    book = notebook([launch(60)])
+    book.command("notebook:run-all-cells")
+    expect(book.cell(0).get_by_role("group", name="t-7f3a")).to_be_visible()
+    book.command("docmanager:save")
+    book.open()
+    card = book.cell(0).get_by_role("group", name="t-7f3a")
+    expect(card).to_have_attribute("data-state", "extracting", timeout=20_000)
+    before = card.get_by_role("progressbar").get_attribute("aria-valuetext")
+    expect(card.get_by_role("progressbar")).not_to_have_attribute("aria-valuetext", before)
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_have_attribute("data-state", "cancelled", timeout=10_000)
+
+
+def test_keys_pressed_on_a_button_never_touch_the_notebook(notebook):
+    book = notebook([launch(60), "1", "2"])
+    book.command("notebook:run-cell")
+    cancel = book.cell(0).get_by_role("button", name="Cancel")
+    cancel.focus()
+    for key in ("x", "d", "d", "a", "b"):
+        book.page.keyboard.press(key)
+    assert book.n_cells() == 3
+    expect(cancel).to_be_focused()
+
+
+def test_a_saved_live_card_keeps_its_static_words(notebook, lab_server):
+    book = notebook([launch(60)])
+    book.command("notebook:run-all-cells")
+    expect(book.cell(0).get_by_role("group", name="t-7f3a")).to_be_visible()
+    book.command("docmanager:save")
+    stored = json.loads((lab_server.root / book.name).read_text())
+    bundle = stored["cells"][0]["outputs"][0]["data"]
+    assert {WIDGET, "text/html", "text/plain"} <= set(bundle)
+    assert "Extracting" in "".join(bundle["text/html"])
+
+
+def test_the_card_follows_the_dark_theme(notebook):
+    book = notebook([launch(60)])
+    book.page.evaluate(
+        "window.jupyterapp.commands.execute('apputils:change-theme',"
+        " {theme: 'JupyterLab Dark'})"
+    )
+    book.command("notebook:run-all-cells")
+    card = book.cell(0).get_by_role("group", name="t-7f3a")
+    expect(card).to_be_visible()
+    expect(book.page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    painted = card.evaluate("(node) => getComputedStyle(node).backgroundColor")
+    assert max(int(n) for n in painted[4:-1].split(",")[:3]) < 80
+    book.picture("lab-running-dark")

@@ -1,0 +1,47 @@
+"""What holds for every test: a neutral environment, and no silent skip in CI."""
+
+import os
+import re
+
+import pytest
+
+for _name in [name for name in os.environ if name.startswith("EXTRACTION_KIT_")]:
+    del os.environ[_name]  # a test must not touch the workspace or the server of its reader
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+SKIPS_ALLOWED_IN_CI: tuple[str, ...] = ()
+"""How the reason of a skip may begin when ``CI`` is set: regular expressions, each with a why."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport():
+    """Judge the report of one test phase."""
+    report = yield
+    return _judged(report)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report():
+    """Judge the report of collecting one module."""
+    report = yield
+    return _judged(report)
+
+
+def _judged(report):
+    """Turn a skip into an error in CI, unless its reason is in the list above."""
+    if not _in_ci() or report.outcome != "skipped" or hasattr(report, "wasxfail"):
+        return report
+    where, line, reason = report.longrepr
+    reason = reason.removeprefix("Skipped: ")
+    if not any(re.match(pattern, reason) for pattern in SKIPS_ALLOWED_IN_CI):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{where}:{line}: skipped in CI: {reason!r}. Make it run there, or add the reason "
+            "to SKIPS_ALLOWED_IN_CI in tests/conftest.py"
+        )
+    return report
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")

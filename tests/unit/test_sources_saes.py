@@ -1,0 +1,222 @@
+"""SAEs: sparse encoding equals the dense formula, for each kind and option."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from extraction_kit.digests import file_digest
+from extraction_kit.errors import BadSae
+from extraction_kit.sources import saes
+from extraction_kit.stats import Contexts
+from extraction_kit.testing import ARCHITECTURES, random_sae_weights, save_sae
+from extraction_kit.trainings import describe_sae
+
+D_IN, D_SAE, K = 12, 300, 5
+CPU = torch.device("cpu")
+
+
+def config_of(architecture, **options):
+    config = {
+        "architecture": architecture,
+        "d_in": D_IN,
+        "d_sae": D_SAE,
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "metadata": {"hook_name": "blocks.0.hook_resid_post"},
+    }
+    if architecture == "topk":
+        config["k"] = K
+    return config | options
+
+
+def weights_of(config):
+    weights = random_sae_weights(config, seed=3)
+    if config["architecture"] != "topk":
+        weights["b_enc"][:-1] += 3
+    return weights
+
+
+def dense(config, weights, x):
+    """Return feature activations and reconstruction by the formulas, in float64."""
+    w = {name: tensor.double().numpy() for name, tensor in weights.items()}
+    x = x.double().numpy()
+    shift, scale = np.zeros((len(x), 1)), np.ones((len(x), 1))
+    if config["normalize_activations"] == "layer_norm":
+        shift = x.mean(1, keepdims=True)
+        scale = x.std(1, keepdims=True, ddof=1) + 1e-5
+    if config["normalize_activations"] == "constant_norm_rescale":
+        scale = np.linalg.norm(x, axis=1, keepdims=True) / D_IN**0.5
+    inside = (x - shift) / scale
+    centred = inside - w["b_dec"] * config["apply_b_dec_to_input"]
+    h = centred @ w["W_enc"] + w["b_enc"]
+    norm = np.linalg.norm(w["W_dec"], axis=1)
+    rescale = config.get("rescale_acts_by_decoder_norm", False)
+    if rescale:
+        h *= norm
+    if config["architecture"] == "topk":
+        kept = np.zeros_like(h, dtype=bool)
+        np.put_along_axis(kept, np.argsort(-h, axis=1, kind="stable")[:, :K], True, axis=1)
+        h = np.where(kept, h, 0)
+    if config["architecture"] == "jumprelu":
+        h = np.where(h > w["threshold"], h, 0)
+    acts = np.maximum(h, 0)
+    decoded = (acts / norm if rescale else acts) @ w["W_dec"] + w["b_dec"]
+    return acts, decoded * scale + shift
+
+
+def loaded(folder, config, weights, *, dtype=torch.float32):
+    save_sae(folder, config, weights)
+    return saes.load_sae(describe_sae(folder), device=CPU, dtype=dtype)
+
+
+def encoded(sae, x, valid=None):
+    """Return dense activations and reconstruction of `x`, put together from tiles."""
+    n = x.shape[0]
+    valid = torch.ones((n, 1), dtype=torch.bool) if valid is None else valid
+    contexts = Contexts(0, torch.zeros((n, 1), dtype=torch.int64), valid)
+    normal = sae.normalize(x)
+    acts, x_hat = np.zeros((n, D_SAE)), sae.b_dec
+    for batch in sae.encode(normal.x, contexts):
+        assert torch.all(batch.row[1:] >= batch.row[:-1])
+        assert torch.all(batch.value > 0)
+        acts[batch.row, batch.feature] = batch.value
+        x_hat = x_hat + sae.decode(batch, n_rows=n)
+    return acts, normal.undo(x_hat).float().numpy()
+
+
+CASES = [
+    (architecture, {"apply_b_dec_to_input": centre, "normalize_activations": normal})
+    for architecture in ARCHITECTURES
+    for centre in (True, False)
+    for normal in ("none", "layer_norm", "constant_norm_rescale")
+] + [("topk", {"rescale_acts_by_decoder_norm": True})]
+
+
+@pytest.mark.parametrize(("architecture", "options"), CASES)
+def test_sparse_encoding_equals_the_dense_formula(tmp_path, architecture, options):
+    config = config_of(architecture, **options)
+    weights = weights_of(config)
+    x = 3 * torch.randn(40, D_IN, generator=torch.Generator().manual_seed(1)) + 1
+    acts, x_hat = encoded(loaded(tmp_path, config, weights), x)
+    expected, expected_hat = dense(config, weights, x)
+    assert (expected > 0).sum() > 100
+    np.testing.assert_array_equal(acts > 0, expected > 0)
+    np.testing.assert_allclose(acts, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(x_hat, expected_hat, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tiles_of_rows_and_features_change_nothing(tmp_path, architecture, monkeypatch):
+    config = config_of(architecture)
+    weights = weights_of(config)
+    x = 3 * torch.randn(40, D_IN, generator=torch.Generator().manual_seed(1))
+    acts, _ = encoded(loaded(tmp_path / "whole", config, weights), x)
+    monkeypatch.setattr(saes, "FEATURE_TILE", 128)  # 300 features: two whole, one not
+    monkeypatch.setattr(saes, "TILE_ELEMENTS", 7 * 128)
+    tiled, _ = encoded(loaded(tmp_path / "tiled", config, weights), x)
+    np.testing.assert_array_equal(acts > 0, tiled > 0)
+    np.testing.assert_allclose(acts, tiled, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_that_do_not_count_are_never_active(tmp_path, architecture):
+    config = config_of(architecture)
+    x = 3 * torch.randn(40, D_IN, generator=torch.Generator().manual_seed(1))
+    valid = torch.arange(40)[:, None] % 3 > 0
+    sae = loaded(tmp_path, config, weights_of(config))
+    every, some = encoded(sae, x)[0], encoded(sae, x, valid)[0]
+    np.testing.assert_array_equal(some, np.where(valid.numpy(), every, 0))
+
+
+def test_nothing_active_is_encoded_and_decoded_too(tmp_path):
+    config = config_of("standard")
+    weights = weights_of(config)
+    weights["b_enc"][:] = -1e4
+    acts, x_hat = encoded(loaded(tmp_path, config, weights), torch.ones(3, D_IN))
+    assert not acts.any()
+    np.testing.assert_allclose(x_hat, weights["b_dec"].expand(3, -1), rtol=1e-6)
+
+
+def test_negative_pre_activations_are_dropped_from_the_k_largest(tmp_path):
+    config = config_of("topk")
+    weights = weights_of(config)
+    weights["b_enc"][:] = -1e4
+    weights["b_enc"][[7, 200]] = 1e4
+    acts, _ = encoded(loaded(tmp_path, config, weights), torch.ones(3, D_IN))
+    assert [np.flatnonzero(row).tolist() for row in acts] == [[7, 200]] * 3
+
+
+def test_of_equal_pre_activations_the_lower_features_are_kept(tmp_path):
+    config = config_of("topk", apply_b_dec_to_input=False)
+    weights = weights_of(config)
+    weights["W_enc"][:] = 0
+    weights["b_enc"][:] = torch.arange(D_SAE) % 10
+    acts, _ = encoded(loaded(tmp_path, config, weights), torch.ones(2, D_IN))
+    assert np.flatnonzero(acts[0]).tolist() == [9, 19, 29, 39, 49]
+
+
+@pytest.mark.parametrize("n", [5, 19, 20, 40, 41, 300])
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_the_floor_is_never_above_the_kth_largest(n, k):
+    pre = torch.randn(50, n, generator=torch.Generator().manual_seed(n))
+    floor = saes.floor_of_largest(pre, k)
+    assert torch.all(floor <= pre.topk(k, dim=1).values[:, -1])
+
+
+def test_bfloat16_gives_float32_activations_near_those_of_float32(tmp_path):
+    config = config_of("topk")
+    x = 3 * torch.randn(40, D_IN, generator=torch.Generator().manual_seed(1))
+    weights = weights_of(config)
+    exact, _ = encoded(loaded(tmp_path, config, weights), x)
+    near, _ = encoded(loaded(tmp_path, config, weights, dtype=torch.bfloat16), x)
+    assert ((exact > 0) == (near > 0)).mean() > 0.99
+    both = (exact > 0) & (near > 0)
+    np.testing.assert_allclose(near[both], exact[both], rtol=0.05)
+
+
+def test_columns_from_the_weights_are_of_the_saved_weights(tmp_path):
+    config = config_of("topk", rescale_acts_by_decoder_norm=True)
+    weights = weights_of(config)
+    columns = loaded(tmp_path, config, weights).weight_columns
+    enc, dec = weights["W_enc"].T.double().numpy(), weights["W_dec"].double().numpy()
+    norms = np.linalg.norm(enc, axis=1), np.linalg.norm(dec, axis=1)
+    np.testing.assert_allclose(columns["encoder_norm"], norms[0], rtol=1e-6)
+    np.testing.assert_allclose(columns["decoder_norm"], norms[1], rtol=1e-6)
+    cosine = (enc * dec).sum(1) / norms[0] / norms[1]
+    np.testing.assert_allclose(columns["enc_dec_cos"], cosine, rtol=1e-5)
+    assert all(column.dtype == np.float32 for column in columns.values())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_files_are_never_changed(tmp_path, architecture):
+    config = config_of(architecture)
+    sae = loaded(tmp_path, config, weights_of(config))
+    before = file_digest(tmp_path / "sae_weights.safetensors")
+    encoded(sae, torch.ones(3, D_IN))
+    assert file_digest(tmp_path / "sae_weights.safetensors") == before
+
+
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_with_its_place(tmp_path, name, number):
+    config = config_of("jumprelu")
+    weights = weights_of(config)
+    weights[name][(0,) * (weights[name].ndim - 1) + (3,)] = number
+    with pytest.raises(BadSae, match=rf"{name}\[(0, )?3\] is (nan|inf)"):
+        loaded(tmp_path, config, weights)
+
+
+def test_a_file_that_changed_after_registration_is_refused(tmp_path):
+    config = config_of("topk")
+    save_sae(tmp_path, config, weights_of(config))
+    spec = describe_sae(tmp_path)
+    other = config | {"d_sae": D_SAE + 1}
+    save_sae(tmp_path, other, weights_of(other))
+    with pytest.raises(BadSae, match="has changed since it was registered"):
+        saes.load_sae(spec, device=CPU, dtype=torch.float32)
+    weights = Path(spec.path) / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(BadSae, match="copy the SAE's folder again"):
+        saes.load_sae(spec, device=CPU, dtype=torch.float32)
