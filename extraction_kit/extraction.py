@@ -199,7 +199,7 @@ class _Extraction:
             device=statistics_device(self.device),
         )
         self._phase("checking")
-        tokens = self._on_device(self.corpus.read(0, 1)).tokens[:, :PREFLIGHT_TOKENS]
+        tokens = self._on_device(self.corpus.read(0, 1)).tokens[:1, :PREFLIGHT_TOKENS]
         self.hookpoint_checked = self.model.check_hookpoint(tokens)
 
     def _check_sizes(self) -> None:

@@ -13,6 +13,7 @@ from doing harm:
 """
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -31,6 +32,8 @@ from rq.serializers import JSONSerializer
 
 from extraction_kit.config import masked
 from extraction_kit.errors import QueueUnreachable
+
+log = logging.getLogger(__name__)
 
 QUEUE = "extraction-kit"
 TASK = "extraction_kit.worker.run_job"
@@ -368,6 +371,24 @@ def _is_running(pid: int) -> bool:
     return done == 0
 
 
+def _await_server(
+    connection: redis.Redis, *, tick: Callable[[], None], tick_s: float
+) -> None:
+    """Wait for a server that is away; a worker that starts first must not die of it."""
+    ticked = time.monotonic()
+    while True:
+        try:
+            connection.ping()
+        except redis.RedisError as error:
+            log.warning("the server does not answer: %s", error)
+        else:
+            return
+        time.sleep(0.5)
+        if time.monotonic() - ticked >= tick_s:
+            ticked = time.monotonic()
+            tick()
+
+
 def work(
     url: str,
     *,
@@ -399,6 +420,7 @@ def work(
     connection = redis.Redis.from_url(
         url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=2.0, socket_timeout=5.0
     )
+    _await_server(connection, tick=tick, tick_s=tick_s)
     worker = _Worker(
         connection=connection,
         tick=tick,

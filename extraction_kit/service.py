@@ -150,8 +150,7 @@ def launch(
         found = _find(connection, content, generation)
     if found is None:  # only new work needs space, a server and a worker; before any row
         bench.require_space()
-        bench.start_server()
-        bench.start_worker()
+        bench.start_processes()
     try:
         launched = _decide(bench, content, generation)
     except LedgerConflict:  # somebody inserted between our look and our insert: look again
@@ -283,8 +282,7 @@ def resume(bench: Workbench, run_id: str) -> None:
     run = read_run(bench, run_id)
     if answer_to_resume(run.state) is Answer.NEW_ATTEMPT:
         bench.require_space()
-        bench.start_server()
-        bench.start_worker()
+        bench.start_processes()
     by = bench.mover()
     try:
         with bench.store.write() as connection:

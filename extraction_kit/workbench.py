@@ -109,6 +109,15 @@ class Workbench:
         if not self.uses_own_server:
             embedded.start_server(self.paths)
 
+    def start_processes(self) -> None:
+        """Start what a launch needs here: nothing if a server of the user's is used.
+
+        Whoever runs a server runs its workers too, where the GPUs are.
+        """
+        if not self.uses_own_server:
+            self.start_server()
+            self.start_worker()
+
     def start_worker(self) -> bool:
         """Start a detached worker unless one is alive; True if this call started it."""
         environment = self.settings.to_environment()

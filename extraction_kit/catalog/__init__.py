@@ -2,6 +2,5 @@
 
 ``publish`` writes and checks results, ``reading`` asks one run's files, ``session`` answers
 SQL over all runs, ``snapshot`` writes ``catalog.duckdb`` for other programs, ``tables`` has
-every column with its unit. Import from those: nothing here, so that a worker that only
-publishes never loads DuckDB.
+every column with its unit. Import from those.
 """

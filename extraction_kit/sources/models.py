@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Float, Int64
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from extraction_kit.errors import BadModel
@@ -170,7 +171,7 @@ def load_model(
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, local_files_only=True, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise BadModel(
                 f"model {path} cannot be loaded by transformers "
                 f"{transformers.__version__}: {_first_line(error)}. Save it again with "

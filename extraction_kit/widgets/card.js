@@ -3,48 +3,26 @@
 const ACTIVE = ["requested", "queued", "extracting", "publishing"];
 const BUSY_AFTER_MS = 700; // an answer usually takes 20 ms
 const HELLO_MS = 10_000;
-const HELLO_QUICK_MS = 500;
-const HELLO_QUICK_TRIES = 6;
 const STALE_BEATS = 3;
 const WINDOW_S = 60; // what "recent" means for speed and time left
 const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending…" };
 
 // --- one hello for all views of a model ------------------------------------------------
 
-// Tells the kernel that somebody looks; repeated quickly until the kernel answers from a
-// subshell, so that a click is heard while a cell is busy.
+// Tells the kernel that somebody looks: it sends less often to nobody.
 function initialize({ model, signal }) {
-  let quick = HELLO_QUICK_TRIES;
   let timer = 0;
-  let heardOff = false;
-  const again = (ms) => {
-    clearTimeout(timer);
-    if (model.get("state")?.view?.state !== "completed") timer = setTimeout(hello, ms);
-  };
   const hello = () => {
     clearTimeout(timer);
     if (document.visibilityState === "hidden") return;
     model.send({ kind: "hello", id: randomId() });
-    again(quick-- > 0 ? HELLO_QUICK_MS : HELLO_MS);
+    const final = model.get("state")?.view?.state === "completed";
+    if (!final) timer = setTimeout(hello, HELLO_MS);
   };
-  const heard = (message) => {
-    if (message?.kind !== "ack") return;
-    if (message.off_main) {
-      again(HELLO_MS);
-      heardOff = true;
-      quick = 0;
-    } else if (heardOff) {
-      heardOff = false; // the route was lost: find it again
-      quick = HELLO_QUICK_TRIES;
-      again(HELLO_QUICK_MS);
-    }
-  };
-  model.on("msg:custom", heard);
   document.addEventListener("visibilitychange", hello);
   hello();
   const stop = () => {
     clearTimeout(timer);
-    model.off("msg:custom", heard);
     document.removeEventListener("visibilitychange", hello);
   };
   signal?.addEventListener("abort", stop);

@@ -4,14 +4,13 @@ Messages (version 1)
 --------------------
 kernel to page
     trait ``state``: ``{seq, now, beat_s, view, events, highlights, note}``; set by the hub
-    only. ``{kind: "ack", id, ok, reason, off_main}`` answers every message of the page.
+    only. ``{kind: "ack", id, ok, reason}`` answers every message of the page.
 page to kernel
     ``{kind: "hello", id}``: somebody looks. ``{kind: "act", id, name}`` with name launch,
     cancel or resume. The page never sets a trait.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import traitlets
 from extraction_kit.errors import ExtractionKitError
 from extraction_kit.views import RunView
 from extraction_kit.widgets.hub import Hub, Watch
+from extraction_kit.widgets.routing import without_parent
 from extraction_kit.widgets.source import RunSource
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
 
     def push(self, message: dict[str, Any]) -> None:
         """Set the state; called by the hub's thread only."""
-        self.state = message
+        without_parent(lambda: setattr(self, "state", message))
 
     def _on_message(self, _: object, content: object, __: object) -> None:
         """Answer the page. Runs on the main thread or on a subshell's: short, no asyncio."""
@@ -89,13 +89,6 @@ class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
         ok, reason = True, ""
         if content.get("kind") == "act":
             ok, reason = act(self._watch.source, self._watch.run_id, content.get("name"))
-        self.send(
-            {
-                "kind": "ack",
-                "id": content.get("id"),
-                "ok": ok,
-                "reason": reason,
-                "off_main": threading.current_thread() is not threading.main_thread(),
-            }
-        )
+        answer = {"kind": "ack", "id": content.get("id"), "ok": ok, "reason": reason}
+        without_parent(lambda: self.send(answer))
         self._hub.wake(self._watch)

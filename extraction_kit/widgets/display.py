@@ -14,6 +14,7 @@ from extraction_kit.views import Happening, RunView
 from extraction_kit.widgets import hub as hubs
 from extraction_kit.widgets import mimebundle, payload
 from extraction_kit.widgets.card import RunCard
+from extraction_kit.widgets.routing import without_parent
 from extraction_kit.widgets.source import RunSource
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -63,9 +64,8 @@ def show_live(
     )
     watch.events, watch.highlights = events, highlights
     content = payload.build(view, events, highlights)
-    card = RunCard(
-        hub, watch, content | {"seq": 0, "now": time.time(), "beat_s": hub.pace.beat_s}
-    )
+    message = content | {"seq": 0, "now": time.time(), "beat_s": hub.pace.beat_s}
+    card = without_parent(lambda: RunCard(hub, watch, message))
     bundle: dict[str, Any] = {**mimebundle(view, events=events, highlights=highlights)}
     bundle[WIDGET] = {"version_major": 2, "version_minor": 0, "model_id": card.model_id}
     handle = display(bundle, raw=True, display_id=True)

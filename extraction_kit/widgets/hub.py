@@ -5,7 +5,6 @@ prints (output of a thread lands under a random cell); what goes wrong is writte
 card and into the log.
 """
 
-import contextvars
 import logging
 import os
 import threading
@@ -59,10 +58,6 @@ class Watch:
     refusal: str | None = None
     refused_in: RunState | None = None  # the refusal is of interest while this lasts
     heard_at: float = field(default_factory=time.monotonic)
-    # The context of the page's last message: what is sent in it makes the page's next
-    # message run on the subshell that the page chose, also while a cell is busy.
-    # https://github.com/ipython/ipykernel (comm.py, _reply_subshell_for)
-    context: contextvars.Context | None = None
     wanted: bool = True  # send at the next tick, changed or not
     seq: int = 0
     sent: dict[str, Any] | None = None
@@ -79,9 +74,8 @@ class Watch:
         self.born_final = self.final
 
     def heard(self) -> None:
-        """Note that the page is there; called in the context of its message."""
+        """Note that somebody looks."""
         self.heard_at = time.monotonic()
-        self.context = contextvars.copy_context()
 
     @property
     def final(self) -> bool:
@@ -249,13 +243,8 @@ class Hub:
         return payload.essence(content) != watch.sent
 
     def _push(self, watch: Watch, message: dict[str, Any]) -> None:
-        # A route to a page that is gone loses messages: then the kernel's own context.
-        context = watch.context if self._viewed(watch) else None
         try:
-            if context is None:
-                watch.push(message)
-            else:
-                context.copy().run(watch.push, message)
+            watch.push(message)
         except Exception:  # one closed card must not stop the others
             log.debug("cannot send to a card", exc_info=True)
 

@@ -42,8 +42,6 @@ function visible(token) {
     if (named[char]) return named[char];
     if (code < 0x20) return String.fromCodePoint(0x2400 + code);
     if (code >= 0x7f && code < 0xa0) return "␦";
-    if (/[\u200e\u200f\u202a-\u202e\u2066-\u2069\u061c\ufeff]/.test(char))
-      return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
     return char;
   }).join("");
 }

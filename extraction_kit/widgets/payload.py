@@ -6,6 +6,7 @@ from typing import Any
 
 from extraction_kit.lifecycle import RunState
 from extraction_kit.views import Happening, RunView
+from extraction_kit.widgets import words
 
 MAX_EVENTS = 40
 MAX_TRACEBACK = 20_000
@@ -17,12 +18,13 @@ VOLATILE = frozenset({"beat_age_s", "progress_age_s", "eta_s"})
 def safe(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """Return `value` as what every JSON encoder and every page accepts.
 
-    Infinities and NaN become None, lone surrogates become ``?``.
+    Infinities and NaN become None; what cannot be encoded, or would turn the text of the
+    page round, is written out.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return words.tame(value)
     if isinstance(value, Mapping):
         return {str(key): safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

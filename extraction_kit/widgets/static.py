@@ -77,14 +77,18 @@ def html(
     return f'<div class="xk-static" style="{style}">\n' + "\n".join(parts) + "\n</div>"
 
 
+def _plain(value: object) -> str:
+    return escape(words.tame(str(value)))
+
+
 def _text(value: object) -> str:
     """Return `value` escaped and isolated, so that its direction ends with it."""
-    return f"<bdi>{escape(str(value))}</bdi>"
+    return f"<bdi>{_plain(value)}</bdi>"
 
 
 def _code(value: object) -> str:
     style = f"{_MONO};background:{_FAINT};padding:1px 4px;border-radius:3px"
-    return f'<code style="{style}">{escape(str(value))}</code>'
+    return f'<code style="{style}">{_plain(value)}</code>'
 
 
 def prose(text: str) -> str:
@@ -197,7 +201,7 @@ def _resting(view: RunView) -> Iterable[str]:
         yield (
             '<details style="margin-top:6px"><summary>Traceback</summary>'
             f'<pre style="overflow:auto;{_MONO};font-size:12px">'
-            f"{escape(view.error_traceback)}</pre></details>"
+            f"{_plain(view.error_traceback)}</pre></details>"
         )
     if view.checkpoint_tokens and view.n_tokens:
         kept = words.percent_done(min(1.0, view.checkpoint_tokens / view.n_tokens))

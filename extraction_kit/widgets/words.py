@@ -40,14 +40,18 @@ def percent_done(progress: float) -> int:
     return math.floor(100 * progress)
 
 
-def token(text: str) -> str:
-    """Return a token with everything invisible made visible.
+def tame(text: str) -> str:
+    """Return `text` in which direction marks and lone surrogates are written out.
 
-    Control characters become their pictures, direction marks their code points: a token
-    shows what it is and cannot turn its neighbours round.
+    A mark that is left open turns round what follows it, even outside its own element.
     """
-    text = "".join(_picture(char) for char in text)
+    text = text.encode("utf-8", "replace").decode()
     return _MARKS.sub(lambda mark: f"⟨U+{ord(mark.group()):04X}⟩", text)
+
+
+def token(text: str) -> str:
+    """Return a token with everything invisible made visible, but for plain spaces."""
+    return "".join(_picture(char) for char in tame(text))
 
 
 def _picture(char: str) -> str:
@@ -55,4 +59,4 @@ def _picture(char: str) -> str:
         return _WHITE[char]
     if ord(char) < 0x20:  # noqa: PLR2004 - C0 controls
         return chr(0x2400 + ord(char))
-    return "␦" if unicodedata.category(char) in {"Cc", "Cs"} else char
+    return "␦" if unicodedata.category(char) == "Cc" else char

@@ -149,7 +149,9 @@ def a_state(view: RunView, **more: Any) -> dict[str, Any]:
     now = more.pop("now", (T0 + timedelta(seconds=19)).timestamp())
     beat_s = more.pop("beat_s", 4.0)
     note = more.pop("note", None)
-    content = payload.build(view, more.get("events", []), more.get("highlights", []), note=note)
+    content = payload.build(
+        view, more.get("events", []), more.get("highlights", []), note=note
+    )
     return content | {"seq": 1, "now": now, "beat_s": beat_s}
 
 
@@ -299,7 +301,9 @@ def _lab_environment(home: Path) -> dict[str, str]:
     config = Path(folders["JUPYTER_CONFIG_DIR"]) / "labconfig"
     config.mkdir(parents=True)
     (config / "default_setting_overrides.json").write_text(json.dumps(LAB_OVERRIDES))
-    clean = {name: text for name, text in os.environ.items() if "EXTRACTION_KIT" not in name}
+    clean = {
+        name: text for name, text in os.environ.items() if "EXTRACTION_KIT" not in name
+    }
     return clean | folders | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 

@@ -77,7 +77,9 @@ class MovingSource:
     def highlights(self, run_id, n):
         tokens = [" a", " tuple", " of", " two", " <b>integers</b>"]
         acts = [0.0, 3.0, 0.5, 6.0, 9.5]
-        return [{"feature": 7, "density": 0.01, "max_act": 9.5, "tokens": tokens, "acts": acts}]
+        return [
+            {"feature": 7, "density": 0.01, "max_act": 9.5, "tokens": tokens, "acts": acts}
+        ]
 
     def relaunch(self, run_id):
         state = self.view(run_id).state

@@ -34,7 +34,9 @@ def test_a_run_is_watched_to_its_end_and_leaves_a_record_without_a_kernel(notebo
     expect(record).to_contain_text("<b>integers</b>")
     bundle = book.outputs(0)[0]["data"]
     assert set(bundle) == {"text/html", "text/plain"}
-    assert "<Run t-7f3a g1 completed 100% of 100,000 tokens>" in "".join(bundle["text/plain"])
+    assert "<Run t-7f3a g1 completed 100% of 100,000 tokens>" in "".join(
+        bundle["text/plain"]
+    )
     # the second card, of a run that was completed before, refuses
     second = book.cell(2).get_by_role("group", name="t-7f3a")
     expect(second).to_have_attribute("data-state", "completed")

@@ -116,7 +116,9 @@ def test_progress_is_told_to_a_screen_reader(stub, given):
     made = stub(given.running(phase="loading model", n_tokens_done=0))
     bar = made.page.get_by_role("progressbar", name="valid tokens measured")
     expect(bar).to_have_attribute("aria-valuenow", "0")
-    expect(bar).to_have_attribute("aria-valuetext", "0 %, 0 of 100,000 tokens, loading model")
+    expect(bar).to_have_attribute(
+        "aria-valuetext", "0 %, 0 of 100,000 tokens, loading model"
+    )
     made.push(given.running(n_tokens_done=50_000))
     expect(bar).to_have_attribute("aria-valuenow", "50")
 
@@ -156,14 +158,18 @@ def test_speed_is_that_of_the_recent_past(stub, given):
         )
     expect(speed).to_have_text("500")
     # a new attempt starts behind: what the old one did is no speed of the new one
-    made.push(given.running(attempt=2, n_tokens_done=20_000, tokens_per_s=77.0), now=start + 60)
+    made.push(
+        given.running(attempt=2, n_tokens_done=20_000, tokens_per_s=77.0), now=start + 60
+    )
     expect(speed).to_have_text("77")
 
 
 def test_a_silent_kernel_is_noticed_and_forgiven(stub, given):
     made = stub(given.running())
     made.page.clock.run_for(14_000)
-    stale = made.page.get_by_text("No news for 0:14 – kernel or worker may be busy or gone.")
+    stale = made.page.get_by_text(
+        "No news for 0:14 – kernel or worker may be busy or gone."
+    )
     expect(stale).to_be_visible()
     made.push(given.running())
     expect(stale).to_be_hidden()
@@ -240,7 +246,9 @@ def test_one_click_sends_one_message_until_it_is_answered(stub, given, state, bu
     acts = made.acts()
     assert [act["name"] for act in acts] == [name]
     assert acts[0]["id"]
-    expect(made.page.locator("header button").first).to_have_attribute("aria-disabled", "true")
+    expect(made.page.locator("header button").first).to_have_attribute(
+        "aria-disabled", "true"
+    )
     made.ack()
     expect(made.button(button)).not_to_have_attribute("aria-disabled", "true")
     expect(made.page.get_by_text("accepted.")).to_be_visible()
@@ -358,7 +366,9 @@ def test_markup_in_any_text_stays_text(stub, given):
         highlights=[highlight | tokens],
     )
     made.click("Launch")
-    expect(made.page.get_by_text("⟨U+202E⟩ltr⟨U+2066⟩")).to_be_visible()
+    # direction marks are written out: they turn nothing round
+    expect(made.page.locator(".xk-token", has_text="⟨U+202E⟩ltr⟨U+2066⟩")).to_be_visible()
+    assert "\u202e" not in made.page.locator("#host").text_content()
     assert made.page.locator("#host img, #host script, #host b, #host td").count() == 0
     assert made.page.title() == "card"
     made.picture("card-hostile-light")
@@ -388,20 +398,15 @@ def test_reduced_motion_is_respected(stub, given):
     assert stub(view, motion="reduce").page.evaluate(moving) == 0
 
 
-def test_the_page_says_hello_until_the_kernel_hears_it_beside_a_busy_cell(stub, given):
+def test_the_page_says_hello_while_somebody_looks(stub, given):
     made = stub(given.running())
     hellos = "model.sent.filter((content) => content.kind === 'hello').length"
     assert made.page.evaluate(hellos) == 1
-    made.page.clock.run_for(1_100)
+    made.page.clock.run_for(21_000)
     assert made.page.evaluate(hellos) == 3
-    made.page.evaluate("model.ack({id: 'x', ok: true})")  # heard on a subshell
-    made.page.clock.run_for(9_000)
-    assert made.page.evaluate(hellos) == 3
-    made.page.clock.run_for(2_000)
-    assert made.page.evaluate(hellos) == 4
-    made.page.evaluate("model.ack({id: 'x', ok: true, off_main: false})")  # route lost
-    made.page.clock.run_for(600)
-    assert made.page.evaluate(hellos) == 5
+    made.push(given.completed())
+    made.page.clock.run_for(60_000)
+    assert made.page.evaluate(hellos) <= 4
 
 
 def test_nothing_is_left_behind_when_the_view_goes(stub, given):
@@ -418,5 +423,12 @@ def test_the_source_has_no_markup_writes_and_no_addresses():
     folder = Path(widgets.__file__).parent
     for name in ("page.js", "card.js", "card.css"):
         text = (folder / name).read_text()
-        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "http:", "https:", "eval("):
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "http:",
+            "https:",
+            "eval(",
+        ):
             assert word not in text, f"{word} in {name}"
