@@ -13,6 +13,7 @@ from extraction_kit.errors import ExtractionKitError, Failure, Refused
 from extraction_kit.lifecycle import RunState
 from extraction_kit.run import Run
 from extraction_kit.trainings import Training
+from extraction_kit.version import __version__ as __version__
 from extraction_kit.workspace import (
     Workspace,
     launch,
@@ -20,8 +21,6 @@ from extraction_kit.workspace import (
     runs,
     sql,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Corpus",

@@ -18,8 +18,9 @@ from extraction_kit.errors import BadConfig, ExtractionKitError
 from extraction_kit.lifecycle import RunState
 from extraction_kit.monitor import look, watch
 from extraction_kit.paths import find_workspace
+from extraction_kit.version import __version__
 from extraction_kit.views import RunView
-from extraction_kit.workbench import KIT_VERSION, Workbench
+from extraction_kit.workbench import Workbench
 from extraction_kit.worker import serve
 from extraction_kit.workspace import Workspace
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="extraction-kit",
         description="SAE feature extractions: launched once, resumed, published exactly.",
     )
-    parser.add_argument("--version", action="version", version=KIT_VERSION)
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument(
         "--workspace",
         type=Path,

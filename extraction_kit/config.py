@@ -93,7 +93,8 @@ class ExtractionConfig:
         _check_bool("exclude_special_tokens", self.exclude_special_tokens)
         if self.prepend_bos is not None:
             _check_bool("prepend_bos", self.prepend_bos)
-        if not isinstance(self.window, (list, tuple)) or len(self.window) != 2:  # noqa: PLR2004 - (before, after)
+        window: object = self.window
+        if not isinstance(window, (list, tuple)) or len(window) != 2:  # noqa: PLR2004 - (before, after)
             msg = f"window={self.window!r}: a pair (tokens before, tokens after) is allowed"
             raise BadConfig(msg)
         for side, value in zip(("before", "after"), self.window, strict=True):

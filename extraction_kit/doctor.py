@@ -14,7 +14,8 @@ from extraction_kit import embedded
 from extraction_kit.config import Settings
 from extraction_kit.errors import ExtractionKitError
 from extraction_kit.ledger.store import SAFE_WAL
-from extraction_kit.workbench import KIT_VERSION, Workbench
+from extraction_kit.version import __version__
+from extraction_kit.workbench import Workbench
 
 
 class Grade(StrEnum):
@@ -70,7 +71,7 @@ def examine(home: Path) -> list[Finding]:
 
 
 def _python() -> Finding:
-    text = f"{platform.python_version()} at {sys.executable}, extraction_kit {KIT_VERSION}"
+    text = f"{platform.python_version()} at {sys.executable}, extraction_kit {__version__}"
     return Finding(subject="python", grade=Grade.GOOD, text=text)
 
 
@@ -121,9 +122,9 @@ def _worker(bench: Workbench) -> Iterator[Finding]:
     if pid is not None:
         running = embedded.worker_version(bench.paths)
         text = f"alive, pid {pid}, version {running}"
-        other = running != KIT_VERSION
+        other = running != __version__
         hint = (
-            f"; this is {KIT_VERSION}: it is replaced at the next launch" if other else ""
+            f"; this is {__version__}: it is replaced at the next launch" if other else ""
         )
         grade = Grade.NOTE if other else Grade.GOOD
         yield Finding(subject="worker", grade=grade, text=text + hint)

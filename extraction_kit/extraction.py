@@ -20,7 +20,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from extraction_kit import __version__
 from extraction_kit.checkpoints import Checkpoint, best, save
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
 from extraction_kit.corpora import ContextBatch, Corpus
@@ -37,6 +36,7 @@ from extraction_kit.sources.models import HookedModel, load_model
 from extraction_kit.sources.saes import SparseAutoencoder, load_sae
 from extraction_kit.stats import Collection, Contexts
 from extraction_kit.trainings import Training
+from extraction_kit.version import __version__
 
 LIVE_EVERY_S = 1.0
 """Seconds between two refreshes of the live figures that need a look at the statistics."""

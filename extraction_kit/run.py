@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-from extraction_kit import service, status
+from extraction_kit import service, status, widgets
 from extraction_kit.catalog import reading
 from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.reading import ExampleWindow
@@ -335,8 +335,6 @@ class Run:
 
     def show(self, *, freeze: bool | None = None) -> None:
         """Display the live card; see :func:`extraction_kit.widgets.show`."""
-        from extraction_kit import widgets  # noqa: PLC0415 - pulls in Jupyter packages
-
         reason = None if self.refusal is None else str(self.refusal)
         widgets.show(self._watcher, self.run_id, refusal=reason, freeze=freeze)
 

@@ -48,7 +48,8 @@ from extraction_kit.lifecycle import (
     run_id_of,
 )
 from extraction_kit.trainings import Training
-from extraction_kit.workbench import KIT_VERSION, Workbench, corpus_record
+from extraction_kit.version import __version__
+from extraction_kit.workbench import Workbench, corpus_record
 
 # --- trainings ------------------------------------------------------------------------------
 
@@ -249,7 +250,7 @@ def _new_row(bench: Workbench, content: Content, generation: int) -> dict[str, A
         "n_tokens": content.corpus.n_tokens,
         "config": content.config.to_dict(),
         "settings": bench.settings.to_dict(),
-        "kit_version": KIT_VERSION,
+        "kit_version": __version__,
         "created_at": by.at,
         "created_by": by.name,
     }

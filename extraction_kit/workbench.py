@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,7 @@ from extraction_kit.liveness import Observations
 from extraction_kit.paths import Paths
 from extraction_kit.reconcile import Done, Reconciler
 from extraction_kit.trainings import Training, describe_training
-
-KIT_VERSION = version("extraction_kit")
+from extraction_kit.version import __version__
 
 # What of the settings is the run's own: kept at its launch and used by whichever worker takes
 # it, so that a resumed attempt computes with the same tile on the same kind of device.
@@ -122,7 +120,7 @@ class Workbench:
         """Start a detached worker unless one is alive; True if this call started it."""
         environment = self.settings.to_environment()
         return embedded.start_worker(
-            self.paths, version=KIT_VERSION, environment=environment
+            self.paths, version=__version__, environment=environment
         )
 
     def enqueue(self, run: RunRecord) -> bool:
@@ -148,7 +146,7 @@ class Workbench:
 
     def sign_worker_card(self, card: Path) -> None:
         """Say which worker holds the slot."""
-        write_json(card, {"pid": os.getpid(), "version": KIT_VERSION}, durable=False)
+        write_json(card, {"pid": os.getpid(), "version": __version__}, durable=False)
 
     # --- what a run was launched with -----------------------------------------------------
 
@@ -214,7 +212,7 @@ class Workbench:
             "config": dict(run.config),
             "settings": dict(run.settings),
             "n_tokens": run.n_tokens,
-            "kit_version": KIT_VERSION,
+            "kit_version": __version__,
             "created_at": run.created_at.isoformat(),
             "created_by": run.created_by,
             "published_at": self.now().isoformat(),

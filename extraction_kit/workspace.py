@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extraction_kit import embedded, service, status
+from extraction_kit import embedded, service, status, widgets
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
 from extraction_kit.errors import WorkerNotStarted
@@ -59,7 +59,7 @@ class Workspace:
         """Where and how."""
         return self._bench.settings
 
-    # --- trainings ----------------------------------------------------------------------------
+    # --- trainings ---
 
     def register_training(
         self,
@@ -111,7 +111,7 @@ class Workspace:
         """Return a registered training."""
         return self._bench.training(training_id)
 
-    # --- launch -------------------------------------------------------------------------------
+    # --- launch ---
 
     def corpus(
         self,
@@ -203,12 +203,12 @@ class Workspace:
         content = service.content_of(self._bench, training, corpus=prepared, config=config)
         launched = service.launch(self._bench, content, generation=generation)
         rests = launched.refusal is not None and launched.answer is Answer.REST
-        if rests and (not _in_notebook() if strict is None else strict):
+        if rests and (not widgets.in_notebook() if strict is None else strict):
             assert launched.refusal is not None  # noqa: S101 - for the type checker
             raise launched.refusal
         return Run(self._watcher, launched.run_id, refusal=launched.refusal)
 
-    # --- runs -----------------------------------------------------------------------------------
+    # --- runs ---
 
     def run(self, run_id: str) -> Run:
         """Return the handle of a run.
@@ -256,7 +256,7 @@ class Workspace:
         status.write_snapshot(self._bench)
         return self._bench.paths.catalog
 
-    # --- processes --------------------------------------------------------------------------------
+    # --- processes ---
 
     def up(self) -> None:
         """Start the embedded server and a worker, unless they are alive; reconcile.
@@ -296,15 +296,6 @@ class Workspace:
     def __repr__(self) -> str:
         """Return one line."""
         return f"<Workspace {self.home}>"
-
-
-def _in_notebook() -> bool:
-    try:
-        from IPython import get_ipython  # noqa: PLC0415 - optional
-    except ImportError:
-        return False
-    shell = get_ipython()
-    return shell is not None and hasattr(shell, "kernel")
 
 
 _default: dict[str, Workspace] = {}

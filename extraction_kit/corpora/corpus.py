@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -111,7 +111,7 @@ class Corpus:
     )
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path) -> "Corpus":
         """Open a prepared corpus.
 
         Raises
@@ -184,7 +184,7 @@ class Corpus:
         batch = self._groups.get(group)
         if batch is None:
             batch = self._read_group(group)
-            for old in sorted(self._groups)[:-1]:
+            for old in list(self._groups)[:-1]:
                 self._groups.pop(old, None)
             self._groups[group] = batch
         return batch

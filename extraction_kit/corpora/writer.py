@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,7 @@ class ContextWriter:
         self._tokens = hashlib.sha256()
         self._lengths = hashlib.sha256()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ContextWriter":  # noqa: PYI034 - beartype knows no Self in a bare method
         """Open the file."""
         try:
             self.folder.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """What was found, as text: which features are worth a look, and examples with intensity."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ def choose_features(rows: Sequence[Mapping[str, Any]], n: int) -> list[Mapping[s
     ]
     suitable.sort(key=lambda row: (-row["density"], row["feature"]))
     edges = [len(suitable) * band // n for band in range(n + 1)]
-    bands = [suitable[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    bands = [suitable[low:high] for low, high in itertools.pairwise(edges)]
     return [max(band, key=_selectivity) for band in bands if band]
 
 

@@ -3,11 +3,12 @@
 Imports torch: import it only when the model has to be made.
 """
 
+import contextlib
+import io
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,7 @@ def save_model(folder: Path, report: Callable[[int, str], None]) -> float:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         report(3, "checking")
-        loss = check_model(staged)
-    return loss
+        return check_model(staged)
 
 
 def find_gguf() -> Path:
@@ -146,7 +146,7 @@ def check_model(folder: Path) -> float:
     return loss
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' notices and bars off the terminal: the demo has its own."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -155,6 +155,8 @@ def quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        # The bar of the GGUF loader asks nobody before it writes to stderr.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(disabled)

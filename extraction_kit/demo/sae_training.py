@@ -111,7 +111,8 @@ class _TopkSae:
         return torch.zeros_like(pre).scatter(1, feature, value.relu())
 
     def decode(self, z: Float[Tensor, "row d_sae"]) -> Float[Tensor, "row d_in"]:
-        return z @ self.w_dec + self.b_dec
+        x_hat: Tensor = z @ self.w_dec + self.b_dec
+        return x_hat
 
 
 def train_topk_sae(
@@ -149,8 +150,8 @@ def train_topk_sae(
             report(step + 1, fvu)
     with torch.inference_mode():
         fired = torch.zeros(recipe.d_sae, dtype=torch.bool)
-        for some in (*x.split(_ROWS_AT_ONCE), *held_out.split(_ROWS_AT_ONCE)):
-            fired |= (sae.encode(some) > 0).any(0)
+        for some in torch.split(x, _ROWS_AT_ONCE):
+            fired |= (sae.encode(some) > 0).any(dim=0)
         fvu = _fvu(held_out, sae.decode(sae.encode(held_out)))
     return TrainedSae(
         weights=_in_units_of_the_model(sae, mean, scale),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from extraction_kit.errors import BadModel, BadSae
 from extraction_kit.lifecycle import check_training_id, digest_of
@@ -44,7 +44,7 @@ class Training:
         return plain
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Training":
         """Build a training from what ``to_dict`` returned."""
         tokenizer = dict(values["tokenizer"])
         tokenizer["special_ids"] = tuple(tokenizer["special_ids"])

@@ -4,13 +4,14 @@ Nothing of Jupyter is imported before a card is shown.
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from extraction_kit.views import Happening, RunView
 from extraction_kit.widgets.source import RunSource
 
-__all__ = ["RunSource", "mimebundle", "show", "static_only"]
+__all__ = ["RunSource", "in_notebook", "mimebundle", "show", "static_only"]
 
 
 def static_only() -> bool:
@@ -19,6 +20,13 @@ def static_only() -> bool:
     Notebooks under test (nbval) set it: their outputs are compared with stored ones.
     """
     return os.environ.get("EXTRACTION_KIT_STATIC", "") == "1"
+
+
+def in_notebook() -> bool:
+    """Tell whether a notebook's kernel runs this, without importing anything of Jupyter."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
 
 
 def mimebundle(

@@ -150,7 +150,7 @@ function featureRow(item) {
 }
 
 function eventRow(event) {
-  const times = event.count > 1 ? ` ×${event.count}` : "";
+  const times = event.count > 1 ? ` (${event.count} times)` : "";
   return el("li", "", el("time", "", moment(event.at, true)),
     el("strong", "", `${event.kind}${times}`), el("span", "", ...prose(event.text)));
 }
@@ -315,12 +315,12 @@ function render({ model, el: host, signal }) {
   }
 
   function notes(view) {
-    let text = message.note ? `${message.note} – trying again` : "";
+    let text = message.note ? `${message.note} — trying again` : "";
     let tone = "warn";
     if (pending && Date.now() - pending.at >= BUSY_AFTER_MS) {
       const waited = (Date.now() - pending.at) / 1000;
       const since = waited >= 5 ? ` ${clock(waited)} ago` : "";
-      text = `${capital(pending.name)} sent${since} – waiting for the kernel`;
+      text = `${capital(pending.name)} sent${since} — waiting for the kernel`;
       text += " (busy running a cell?)";
     } else if (answer && (!answer.ok || answer.state === view.state)) {
       text = answer.text;
@@ -331,7 +331,7 @@ function render({ model, el: host, signal }) {
     const age = (Date.now() - receivedAt) / 1000;
     const stale = ACTIVE.includes(view.state) && age > STALE_BEATS * (message.beat_s ?? 4);
     ui.root.classList.toggle("xk-is-stale", stale);
-    const news = `No news for ${clock(age)} – kernel or worker may be busy or gone.`;
+    const news = `No news for ${clock(age)} — kernel or worker may be busy or gone.`;
     say(ui.stale, stale ? news : "");
   }
 

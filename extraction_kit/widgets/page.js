@@ -5,7 +5,7 @@ const KEEP = { "data-lm-suppress-shortcuts": "true" }; // else pressing x delete
 
 // --- words -----------------------------------------------------------------------------
 
-const count = (n) => (n == null ? "–" : Math.round(n).toLocaleString("en-US"));
+const count = (n) => (n == null ? "—" : Math.round(n).toLocaleString("en-US"));
 const digits = (x) => (Math.abs(x) >= 1000 ? count(x) : String(Number(x.toPrecision(3))));
 const short = (x) =>
   x >= 1e6 ? `${(x / 1e6).toFixed(2)} M` : x >= 1e4 ? `${(x / 1e3).toFixed(1)} k` : count(x);

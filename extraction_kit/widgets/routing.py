@@ -9,11 +9,11 @@ redirect the page's answers.
 """
 
 import contextvars
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 from IPython.core.getipython import get_ipython
-from ipykernel.comm import comm
 
 T = TypeVar("T")
 
@@ -26,8 +26,10 @@ def without_parent(call: Callable[[], T]) -> T:
     """
     kernel = getattr(get_ipython(), "kernel", None)
     parent = getattr(kernel, "_shell_parent", None)
-    redirects = hasattr(comm.BaseComm, "_reply_subshell_for")
-    if not redirects or not isinstance(parent, contextvars.ContextVar):
+    comm = getattr(sys.modules.get("ipykernel.comm.comm"), "BaseComm", None)
+    if not hasattr(comm, "_reply_subshell_for") or not isinstance(
+        parent, contextvars.ContextVar
+    ):
         return call()
     context = contextvars.copy_context()
     context.run(parent.set, {})

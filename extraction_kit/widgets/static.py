@@ -69,12 +69,17 @@ def html(
         *(_features(highlights) if view.state is RunState.COMPLETED else ()),
         *([] if reproducible else _timeline(events)),
     ]
+    return frame("\n".join(parts), edge=tone)
+
+
+def frame(content: str, *, edge: str = "rgba(128,128,128,.35)") -> str:
+    """Return HTML in the frame that all static displays share."""
     style = (
-        f"border:1px solid rgba(128,128,128,.35);border-left:4px solid {tone};"
+        f"border:1px solid rgba(128,128,128,.35);border-left:4px solid {edge};"
         "border-radius:8px;padding:12px 16px;max-width:860px;font-size:13px;"
         "line-height:1.55;font-family:system-ui,-apple-system,'Segoe UI',sans-serif"
     )
-    return f'<div class="xk-static" style="{style}">\n' + "\n".join(parts) + "\n</div>"
+    return f'<div class="xk-static" style="{style}">\n{content}\n</div>'
 
 
 def _plain(value: object) -> str:
@@ -218,28 +223,34 @@ def _features(highlights: Sequence[Mapping[str, Any]]) -> Iterable[str]:
             f"<strong>feature {int(item['feature'])}</strong> · fires on "
             f"{words.share(item['density'])} of tokens · max {words.number(item['max_act'])}"
         )
-        style = f"{_MONO};white-space:pre-wrap;line-height:1.7"
         yield _line(
-            f'{head}<br><span style="{style}">{_heat(item["tokens"], item["acts"])}</span>',
+            f"{head}<br>{heat(item['tokens'], item['acts'])}",
             "border-top:1px solid rgba(128,128,128,.25);padding-top:6px",
         )
 
 
-def _heat(tokens: Sequence[str], acts: Sequence[float]) -> str:
-    """Return the tokens; the warmer the background, the nearer to the peak (bold)."""
+def heat(tokens: Sequence[str], acts: Sequence[float], scale: float | None = None) -> str:
+    """Return the tokens as HTML; the warmer the background, the nearer to `scale`.
+
+    The strongest token is bold, also where styles are stripped. `scale` is the activation
+    shown warmest; None takes the strongest of these.
+    """
     peak = max(acts, default=0.0)
-    pieces = []
-    for text, act in zip(tokens, acts, strict=True):
-        shown = _text(words.token(text))
-        if act > 0 and peak > 0:
-            shown = f"<strong>{shown}</strong>" if act == peak else shown
-            alpha = 0.06 + 0.44 * act / peak
-            shown = (
-                f'<span title="{words.number(act)}" style="border-radius:3px;'
-                f'background:rgba(255,145,0,{alpha:.2f})">{shown}</span>'
-            )
-        pieces.append(shown)
-    return "".join(pieces)
+    pieces = [
+        _hot(_text(words.token(text)), act, act / (scale or peak), strongest=act == peak)
+        if act > 0
+        else _text(words.token(text))
+        for text, act in zip(tokens, acts, strict=True)
+    ]
+    style = f"{_MONO};white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7"
+    return f'<span style="{style}">{"".join(pieces)}</span>'
+
+
+def _hot(shown: str, act: float, warmth: float, *, strongest: bool) -> str:
+    alpha = 0.06 + 0.44 * min(1.0, warmth)
+    inner = f"<strong>{shown}</strong>" if strongest else shown
+    style = f"border-radius:3px;background:rgba(255,145,0,{alpha:.2f})"
+    return f'<span title="{words.number(act)}" style="{style}">{inner}</span>'
 
 
 def _timeline(events: Sequence[Happening]) -> Iterable[str]:
@@ -247,7 +258,7 @@ def _timeline(events: Sequence[Happening]) -> Iterable[str]:
         return
     rows = "".join(
         f"<tr><td>{_moment(event.at)}</td><td>attempt {event.attempt}</td>"
-        f"<td>{_text(event.kind)}{f' ×{event.count}' if event.count > 1 else ''}</td>"
+        f"<td>{_text(event.kind)}{f' ({event.count} times)' if event.count > 1 else ''}</td>"
         f"<td>{prose(event.text)}</td></tr>"
         for event in events
     )

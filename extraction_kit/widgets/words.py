@@ -10,13 +10,13 @@ _MARKS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069\u061c\ufeff]")
 
 def count(value: int | None) -> str:
     """Return ``12,345``."""
-    return "–" if value is None else f"{value:,}"
+    return "—" if value is None else f"{value:,}"
 
 
 def share(value: float | None) -> str:
     """Return a share of one as per cent with three significant digits at most."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return "—"
     percent = 100 * value
     return f"{percent:.3g} %" if percent < 100 else f"{percent:,.0f} %"  # noqa: PLR2004
 
@@ -24,7 +24,7 @@ def share(value: float | None) -> str:
 def number(value: float | None) -> str:
     """Return three significant digits."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return "—"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"  # noqa: PLR2004
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 - one run only: which one is asked for does not matter
 """A source of runs that really move, in a thread, for notebooks in the browser tests.
 
 The notebook's first cell makes ``run``; nothing else in the tests knows where it comes from.

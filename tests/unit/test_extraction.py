@@ -19,15 +19,15 @@ from extraction_kit.results import N_BINS, bin_edges, result_digest
 from extraction_kit.testing import ARCHITECTURES, tiny_training
 from extraction_kit.trainings import describe_training
 
-SETTINGS = Settings(threads=1, device="cpu", tile_tokens=64)
+SETTINGS = Settings(threads=1, device="cpu", tile_tokens=24)
 CONFIG = ExtractionConfig(context_size=12, top_k=4, window=(3, 2))
 CONFIGS = {
     "packed": CONFIG,
     "documents": CONFIG.replace(packing="document"),
     "masked": CONFIG.replace(
-        packing="document", ignore_positions=(1, 5), ignore_tokens=(7, 8), n_tokens=400
+        packing="document", ignore_positions=(1, 5), ignore_tokens=(7, 8), n_tokens=150
     ),
-    "specials count": CONFIG.replace(exclude_special_tokens=False, n_tokens=701),
+    "specials count": CONFIG.replace(exclude_special_tokens=False, n_tokens=211),
 }
 
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(folder):
-    return tiny_training(folder / "tiny")
+    return tiny_training(folder / "tiny", n_documents=14)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,8 @@ def undisturbed(parts):
     training, corpus = parts()
     return extract(training, corpus, config=CONFIG, settings=SETTINGS)
 
+
+CLOSE = {"rel": 1e-5, "abs": 1e-5}  # float32 against float64
 
 # --- the oracle -----------------------------------------------------------------------
 
@@ -127,7 +129,7 @@ def naive_result(training, corpus, config):
             peaks[feature].append((-act, context, pos, start, int(tokens[pos]), window))
     centred = np.array(xs) - np.mean(xs, axis=0)
     quality = {"l0": n_active / n_tokens, "fvu": errors / (centred**2).sum()}
-    return columns, histogram, [sorted(each)[: config.top_k] for each in peaks], quality
+    return columns, histogram, peaks, quality
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -141,9 +143,9 @@ def test_every_number_equals_a_naive_loop(parts, architecture, name):
     assert found.features["n_active"].tolist() == columns["n_active"]
     assert found.features["n_contexts"].tolist() == columns["n_contexts"]
     for column in ("sum_act", "sum_sq_act"):
-        np.testing.assert_allclose(found.features[column], columns[column], rtol=1e-5)
+        np.testing.assert_allclose(found.features[column], columns[column], rtol=1e-4)
     np.testing.assert_array_equal(found.histograms, histogram)
-    assert_examples(found, examples)
+    assert_examples(found, examples, config.top_k)
     assert found.summary["l0"] == pytest.approx(quality["l0"], rel=1e-12)
     assert found.summary["fvu"] == pytest.approx(quality["fvu"], rel=1e-5)
     assert found.summary["n_dead"] == columns["n_active"].count(0) >= 1
@@ -152,27 +154,31 @@ def test_every_number_equals_a_naive_loop(parts, architecture, name):
     assert found.summary["n_contexts"] == corpus.n_contexts
 
 
-def assert_examples(found, expected):
-    rows, place = found.examples, 0
+def assert_examples(found, expected, top_k):
+    """Compare top examples; equal prefixes give equal values but for the last bit."""
+    rows, features, place = found.examples, found.features, 0
     for feature, peaks in enumerate(expected):
-        best = peaks[0] if peaks else (0.0, -1, -1)
-        assert found.features["max_act"][feature] == pytest.approx(-best[0], rel=1e-5)
-        assert found.features["max_context"][feature] == best[1]
-        assert found.features["max_pos"][feature] == best[2]
-        for rank, (act, context, pos, start, token, window) in enumerate(peaks):
+        by_context = {peak[1]: peak for peak in peaks}
+        seen = []
+        for rank, (rank_act, *_) in enumerate(sorted(peaks)[:top_k]):
+            context = int(rows.context[place])
+            act, _, pos, start, token, window = by_context.pop(context)
             assert rows.feature[place] == feature
             assert rows.rank[place] == rank
-            assert rows.context[place] == context
+            assert rows.act[place] == pytest.approx(-act, **CLOSE)
+            assert rows.act[place] == pytest.approx(-rank_act, **CLOSE)
             assert rows.pos[place] == pos
             assert rows.start[place] == start
             assert rows.peak_token[place] == token
-            assert rows.act[place] == pytest.approx(-act, rel=1e-5)
             entries = slice(*rows.offsets[place : place + 2])
             assert rows.act_off[entries].tolist() == [at for at, _ in window]
-            np.testing.assert_allclose(
-                rows.act_val[entries], [v for _, v in window], rtol=1e-5
-            )
+            assert rows.act_val[entries] == pytest.approx([v for _, v in window], **CLOSE)
+            seen.append((-float(rows.act[place]), context, pos))
             place += 1
+        assert seen == sorted(seen)
+        best = seen[0] if seen else (0.0, -1, -1)
+        columns = ("max_act", "max_context", "max_pos")
+        assert tuple(features[name][feature] for name in columns) == (-best[0], *best[1:])
     assert place == rows.feature.size
 
 
@@ -222,7 +228,7 @@ def interrupted(parts, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("after", [1, 2, 7, 23])
+@pytest.mark.parametrize("after", [1, 2, 7, 15])
 @pytest.mark.parametrize("error", [Killed, StopAfterCheckpoint])
 def test_stopped_anywhere_and_resumed_gives_the_same_digest(  # noqa: PLR0917 - fixtures
     interrupted, undisturbed, after, error
@@ -307,10 +313,11 @@ def test_checkpoints_are_written_by_the_clock(parts, tmp_path):
     batches = [progress for progress in told if progress.n_contexts_done]
     numbers = sorted(int(path.name) for path in (tmp_path / "a1").iterdir())
     assert len(numbers) == 2
-    assert numbers[-1] == len(batches) // 5
+    assert numbers[-1] == (len(batches) - 1) // 5
     saved = [progress.checkpoint_tokens for progress in batches]
-    assert saved[:5] == [None] * 5
-    assert saved[5] == batches[5].n_tokens_done
+    first = saved.index(batches[4].n_tokens_done)
+    assert saved[:first] == [None] * first
+    assert first == 4
 
 
 def resumed(parts, folder, *, content_key="key", settings=SETTINGS, config=CONFIG):
@@ -345,10 +352,10 @@ def stopped(parts, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"settings": replace(SETTINGS, tile_tokens=24)}, "tile_contexts: 5 then, 2 now"),
+        ({"settings": replace(SETTINGS, tile_tokens=60)}, "tile_contexts: 2 then, 5 now"),
         ({"settings": replace(SETTINGS, threads=2)}, "threads: 1 then, 2 now"),
         ({"content_key": "other"}, "content_key: 'key' then, 'other' now"),
-        ({"config": CONFIG.replace(n_tokens=300)}, "corpus: '"),
+        ({"config": CONFIG.replace(n_tokens=100)}, "corpus: '"),
         (
             {"config": CONFIG.replace(dtype="bfloat16")},
             "dtype: 'float32' then, 'bfloat16' now",
@@ -375,7 +382,7 @@ def test_a_checkpoint_of_another_torch_is_refused(parts, stopped):
 
 def test_a_checkpoint_with_other_statistics_is_refused(parts, stopped):
     state = {"moments.n_active": np.zeros(3, dtype=np.int64)}
-    meta = dict(checkpoints.best(stopped).meta) | {"n_contexts_done": 80}
+    meta = dict(checkpoints.best(stopped).meta) | {"n_contexts_done": 9}
     checkpoints.save(stopped / "a2", state, meta)
     with pytest.raises(CheckpointUnusable, match="does not fit this extraction"):
         resumed(parts, stopped)
@@ -424,7 +431,7 @@ def test_progress_is_told_at_each_phase_and_after_each_batch(parts):
     assert phases == ["loading model", "loading SAE", "checking", "extracting", "finishing"]
     batches = [progress for progress in told if progress.n_contexts_done]
     contexts = [progress.n_contexts_done for progress in batches[:-1]]
-    assert contexts == [*range(5, corpus.n_contexts, 5), corpus.n_contexts]
+    assert contexts == [*range(2, corpus.n_contexts, 2), corpus.n_contexts]
     assert all(progress.n_tokens == corpus.n_tokens for progress in told)
     assert batches[0].l0 == pytest.approx(6.0)
     assert batches[0].fvu > 0
@@ -438,7 +445,7 @@ def test_the_result_carries_its_provenance(parts):
     found = extract(training, corpus, config=CONFIGS["masked"], settings=SETTINGS)
     provenance = json.loads(json.dumps(found.provenance))
     assert provenance["fingerprint"]["threads"] == 1
-    assert provenance["fingerprint"]["tile_contexts"] == 5
+    assert provenance["fingerprint"]["tile_contexts"] == 2
     assert provenance["masks"]["ignore_positions"] == [1, 5]
     assert provenance["corpus_digest"] == corpus.digest
     assert provenance["hookpoint"]["equals_hidden_state"] is True
@@ -447,7 +454,7 @@ def test_the_result_carries_its_provenance(parts):
 
 
 def test_bfloat16_gives_a_result_too(parts):
-    config = CONFIG.replace(dtype="bfloat16", n_tokens=200)
+    config = CONFIG.replace(dtype="bfloat16", n_tokens=100)
     training, corpus = parts(config=config)
     found = extract(training, corpus, config=config, settings=SETTINGS)
     assert found.summary["l0"] == pytest.approx(6.0, abs=0.1)
@@ -503,6 +510,6 @@ def test_too_little_memory_says_which_setting_to_lower(parts, monkeypatch):
     )
     training, corpus = parts()
     with pytest.raises(
-        BadSettings, match=r"lower it, for example Settings\(tile_tokens=32\)"
+        BadSettings, match=r"lower it, for example Settings\(tile_tokens=12\)"
     ):
         extract(training, corpus, config=CONFIG, settings=SETTINGS)

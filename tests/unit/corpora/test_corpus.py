@@ -50,6 +50,9 @@ def test_reading_on_reads_each_row_group_once(large, monkeypatch):
     for start in range(0, 2500, 7):
         corpus.read(start, 7)
     assert groups == [0, 1, 2]
+    for _ in range(3):
+        corpus.read(1020, 10)
+    assert groups == [0, 1, 2, 0, 1], "a range across two groups reads neither twice"
 
 
 def test_what_is_read_may_be_changed(large):

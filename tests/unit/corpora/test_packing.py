@@ -55,7 +55,7 @@ def packed(documents, *, packing, size, bos, eos, batch):
     eos=st.sampled_from([None, EOS, BOS]),
     batch=st.integers(1, 5),
 )
-@example([[0, 0], [0]], packing="pack", size=2, bos=None, eos=0, batch=1)
+@example(documents=[[0, 0], [0]], packing="pack", size=2, bos=None, eos=0, batch=1)
 def test_contexts_equal_a_naive_reference(documents, packing, size, bos, eos, batch):
     rules = {"packing": packing, "size": size, "bos": bos, "eos": eos}
     assert packed(documents, **rules, batch=batch) == naive(documents, **rules)
