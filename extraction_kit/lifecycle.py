@@ -228,3 +228,15 @@ def slug_of(training_id: str) -> str:
 def job_id_of(training_id: str, content_key: str, *, generation: int, attempt: int) -> str:
     """Return the single-use RQ job id of one attempt, keyed to the training."""
     return f"xk-{slug_of(training_id)}-{content_key[:10]}-g{generation}-a{attempt}"
+
+
+def diagram() -> str:
+    """Return the transitions as a Mermaid state diagram; the README's is made by this."""
+    lines = ["stateDiagram-v2", f"    [*] --> {RunState.REQUESTED}: launch"]
+    for state, moves in TRANSITIONS.items():
+        ends: dict[RunState, list[str]] = {}
+        for what, end in moves.items():
+            ends.setdefault(end, []).append(str(what))
+        lines += [f"    {state} --> {end}: {', '.join(names)}" for end, names in ends.items()]
+    lines.append(f"    {RunState.COMPLETED} --> [*]")
+    return "\n".join(lines)

@@ -278,16 +278,19 @@ class Demo:
 
 def _command(home: Path) -> str:
     """Return how the command line is typed here, for this workspace."""
-    program = os.path.relpath(Path(sys.executable).with_name("extraction-kit"))
-    return program if home == find_workspace() else f"{program} --workspace {home}"
+    program = Path(sys.executable).with_name("extraction-kit")
+    if program.is_relative_to(Path.cwd()):
+        program = program.relative_to(Path.cwd())
+    return str(program) if home == find_workspace() else f"{program} --workspace {home}"
 
 
 def _say_how_to_go_on(view: RunView) -> None:
     """Tell what happened to a run that rests, and how a person continues it."""
     if view.error_traceback:
         print(view.error_traceback.rstrip())
+    options = "" if view.n_tokens == N_TOKENS else f' ARGS="--n-tokens {view.n_tokens}"'
     print(
         f"\nrun {view.run_id} is {view.state} at {view.progress:.0%}: "
         f"{view.error or 'it was stopped'}.\nIt does not start again by itself; to continue "
-        "it, type make demo-resume (python -m extraction_kit.demo --resume)"
+        f"it, type make demo-resume{options} (python -m extraction_kit.demo --resume)"
     )

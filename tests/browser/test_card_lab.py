@@ -100,7 +100,7 @@ def test_a_saved_live_card_keeps_its_static_words(notebook, lab_server):
 
 
 def test_the_card_follows_the_dark_theme(notebook):
-    book = notebook([launch(60)])
+    book = notebook([launch(20)])
     book.page.evaluate(
         "window.jupyterapp.commands.execute('apputils:change-theme',"
         " {theme: 'JupyterLab Dark'})"
@@ -111,4 +111,10 @@ def test_the_card_follows_the_dark_theme(notebook):
     expect(book.page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
     painted = card.evaluate("(node) => getComputedStyle(node).backgroundColor")
     assert max(int(n) for n in painted[4:-1].split(",")[:3]) < 80
+    expect(card).to_contain_text("dead so far")
+    # JupyterLab styles lists and buttons of its own: the figures still stand in one row
+    figures = card.locator("dl > div").all()
+    assert len({figure.bounding_box()["y"] for figure in figures}) == 1
+    rounded = card.get_by_role("button", name="Cancel")
+    assert rounded.evaluate("(node) => getComputedStyle(node).borderRadius") == "6px"
     book.picture("lab-running-dark")

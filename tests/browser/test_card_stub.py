@@ -415,8 +415,10 @@ def test_the_page_says_hello_while_somebody_looks(stub, given):
 
 def test_nothing_is_left_behind_when_the_view_goes(stub, given):
     made = stub(given.running())
+    assert made.page.evaluate("ticking.size") == 1
     made.page.evaluate("window.stop()")
     assert made.page.evaluate("model.listeners()") == 0
+    assert made.page.evaluate("ticking.size") == 0
     assert made.page.locator("#host > *").count() == 0
     made.page.evaluate("model.sent.length = 0")
     made.page.clock.run_for(30_000)
