@@ -364,6 +364,8 @@ def serve(home: Path, *, burst: bool = False) -> None:
 
     def in_job() -> None:
         os.close(lock)  # a job that outlives its parent must not look like a worker
+        # The kernel hangs up on a stopped process whose parent dies; the work goes on.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         _hold(slot.busy)
 
     try:

@@ -213,7 +213,7 @@ class Demo:
     def watch(self, run: Run) -> bool:
         """Follow an active run; False if a person stopped watching."""
         began, before = time.monotonic(), run.view
-        print(f"launch    {run!r}")
+        print(f"launch    run {run.run_id}: {before.state}, {before.n_tokens:,} tokens")
         print(
             f"          {self.command} status shows it too; Ctrl-C stops the watching only"
         )

@@ -1,6 +1,7 @@
 """What a person sees while something takes time: a bar in a terminal, else lines."""
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -21,6 +22,10 @@ def is_terminal() -> bool:
 def shows_colors() -> bool:
     """Tell whether text may be coloured; see https://no-color.org."""
     return is_terminal() and not os.environ.get("NO_COLOR")
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns - 1
 
 
 class Bar:
@@ -60,7 +65,8 @@ class Bar:
                 unit=self._unit,
                 unit_scale=self._total >= _SCALED_FROM,
                 bar_format=_FORMAT,
-                dynamic_ncols=True,
+                nrows=2,  # tqdm hides bars in a terminal that says it has 0 rows
+                ncols=_columns(),
                 leave=False,
                 file=sys.stdout,
             )
@@ -106,6 +112,7 @@ class Bar:
                 print(self._line(), flush=True)
 
     def _draw(self) -> None:
+        self._bar.ncols = _columns()
         self._bar.n = min(self._done, self._total)
         self._bar.set_postfix_str(self._note, refresh=False)
         self._bar.refresh()

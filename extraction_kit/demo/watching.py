@@ -14,7 +14,7 @@ def watch(run: Run) -> RunView:
     """Show the progress of a run until it has ended; return how it stands then."""
     view = run.view
     said: set[str] = set()
-    with Bar(_label(view), view.n_tokens, " tok") as bar:
+    with Bar("run", view.n_tokens, " tok") as bar:
         while view.state in ACTIVE:
             bar.show(view.n_tokens_done, note_of(view))
             for finding in view.findings:
@@ -24,10 +24,6 @@ def watch(run: Run) -> RunView:
             time.sleep(_POLL_S)
             view = run.view
     return view
-
-
-def _label(view: RunView) -> str:
-    return f"run {view.run_id[:12]}"
 
 
 def note_of(view: RunView) -> str:

@@ -86,7 +86,7 @@ function skeleton() {
     acts: el("div", "xk-acts"),
     fill: el("div", "xk-fill"),
     mark: el("div", "xk-mark"),
-    stats: el("dl", "xk-stats"),
+    stats: el("div", "xk-stats"),
     meta: el("div", "xk-meta"),
     findings: el("ul", "xk-findings"),
     error: el("div", "xk-error"),
@@ -115,8 +115,9 @@ function skeleton() {
   return { ...parts, bar, root };
 }
 
-const stat = (value, name, kind = "") =>
-  el("div", `xk-stat ${kind}`, el("dt", "", name), el("dd", "", value));
+const stat = (value, name, kind = "") => ({ value, name, kind });
+const tile = ({ name, kind }) =>
+  el("div", `xk-stat ${kind}`, el("div", "xk-value"), el("div", "xk-label", name));
 
 function qualityStats(view) {
   const soFar = view.state === "completed" ? "" : " so far";
@@ -346,8 +347,9 @@ function render({ model, el: host, signal }) {
     fill(ui.about, about, () => about.filter(Boolean).map((text) => el("bdi", "", text)));
     drawButtons(view);
     drawBar(view);
-    const tiles = stats(view);
-    fill(ui.stats, tiles.map((tile) => tile.textContent), () => tiles);
+    const figures = stats(view);
+    fill(ui.stats, figures.map(({ name }) => name), () => figures.map(tile));
+    figures.forEach(({ value }, i) => say(ui.stats.children[i].firstElementChild, value));
     const facts = meta(view);
     fill(ui.meta, facts, () => facts.map((text) => el("bdi", "", text)));
     fill(ui.findings, view.findings, () =>

@@ -71,12 +71,23 @@ def test_an_orphan_whose_workers_parent_was_killed_completes(stage, undisturbed)
     assert stage.executions(run) == 1
 
 
-def test_a_new_worker_waits_for_the_orphan_of_a_killed_one(stage):
+def test_a_frozen_job_whose_workers_parent_was_killed_thaws_and_completes(stage):
     run = stage.launch()
     pid = stage.in_the_middle(run)
     os.kill(pid, signal.SIGSTOP)
+    # The kernel sends SIGHUP and SIGCONT to a stopped process group that becomes orphaned.
+    os.kill(stage.worker_pid(), signal.SIGKILL)
+    run.wait(PATIENCE_S)
+    assert run.state is RunState.COMPLETED, run.explain()
+    assert stage.executions(run) == 1
+
+
+def test_a_new_worker_waits_for_the_orphan_of_a_killed_one(stage):
+    run = stage.launch()
+    pid = stage.in_the_middle(run)
     os.kill(stage.worker_pid(), signal.SIGKILL)
     until(lambda: stage.worker_pid() is None, "the end of the worker")
+    os.kill(pid, signal.SIGSTOP)
     stage.ws.up()
     assert stage.worker_pid() is not None
     other = stage.ws.register_training(

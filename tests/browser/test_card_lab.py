@@ -113,8 +113,9 @@ def test_the_card_follows_the_dark_theme(notebook):
     assert max(int(n) for n in painted[4:-1].split(",")[:3]) < 80
     expect(card).to_contain_text("dead so far")
     # JupyterLab styles lists and buttons of its own: the figures still stand in one row
-    figures = card.locator("dl > div").all()
+    figures = card.locator(".xk-stat").all()
     assert len({figure.bounding_box()["y"] for figure in figures}) == 1
     rounded = card.get_by_role("button", name="Cancel")
     assert rounded.evaluate("(node) => getComputedStyle(node).borderRadius") == "6px"
+    card.get_by_text("What happened (1)").click()
     book.picture("lab-running-dark")

@@ -136,7 +136,7 @@ def test_only_a_new_state_is_announced(stub, given):
 
 def test_elapsed_and_time_left_move_between_messages(stub, given):
     made = stub(given.running(n_tokens_done=50_000, tokens_per_s=1000.0, beat_age_s=0.0))
-    figures = made.page.locator("dl")
+    figures = made.page.locator(".xk-stats")
     expect(figures).to_contain_text("0:50")  # left
     expect(figures).to_contain_text("0:17")  # elapsed
     made.page.clock.run_for(5_000)
@@ -147,7 +147,7 @@ def test_elapsed_and_time_left_move_between_messages(stub, given):
 def test_speed_is_that_of_the_recent_past(stub, given):
     start = (given.t0 + timedelta(seconds=19)).timestamp()
     made = stub(given.running(n_tokens_done=10_000, tokens_per_s=9.0, beat_age_s=0.0))
-    speed = made.page.locator("dl > div", has_text="tokens/s").locator("dd")
+    speed = made.page.locator(".xk-stat", has_text="tokens/s").locator(".xk-value")
     expect(speed).to_have_text("9")
     for step in range(1, 5):
         made.push(

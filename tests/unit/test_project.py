@@ -305,6 +305,22 @@ def test_known(): assert False
 """
 
 
+def run_pytest(folder: Path, *, ci: str) -> subprocess.CompletedProcess:
+    """Run the tests in `folder` under the conftest.py of this folder's parent."""
+    plain = {"CI": ci, "COLUMNS": "200", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--rootdir",
+        folder,
+        "-c",
+        os.devnull,
+        folder,
+    ]
+    return run(*command, cwd=folder, env=os.environ | plain)
+
+
 @pytest.mark.parametrize(
     ("ci", "allowed", "outcome"),
     [
@@ -321,11 +337,7 @@ def test_a_skip_in_ci_is_an_error_unless_its_reason_is_allowed(
     with (tmp_path / "conftest.py").open("a", encoding="utf-8") as conftest:
         conftest.write(f"\nSKIPS_ALLOWED_IN_CI = {allowed!r}\n")
     (tmp_path / "test_skips.py").write_text(SKIPPING, encoding="utf-8")
-    environment = os.environ | {"CI": ci, "COLUMNS": "200"}
-    done = run(
-        sys.executable, "-m", "pytest", "--rootdir", tmp_path, "-c", os.devnull, tmp_path,
-        cwd=tmp_path, env=environment,
-    )  # fmt: skip
+    done = run_pytest(tmp_path, ci=ci)
     assert outcome in done.stdout.splitlines()[-1], done.stdout
     assert (done.returncode != 0) == ("error" in outcome)
     if "error" in outcome:
@@ -336,10 +348,7 @@ def test_a_module_that_skips_itself_is_an_error_in_ci(tmp_path):
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     text = 'import pytest\npytest.importorskip("no_such_package")\n'
     (tmp_path / "test_absent.py").write_text(text, encoding="utf-8")
-    done = run(
-        sys.executable, "-m", "pytest", "--rootdir", tmp_path, "-c", os.devnull, tmp_path,
-        cwd=tmp_path, env=os.environ | {"CI": "true"},
-    )  # fmt: skip
+    done = run_pytest(tmp_path, ci="true")
     assert done.returncode != 0
     assert "no_such_package" in done.stdout
     assert "1 error" in done.stdout.splitlines()[-1]
