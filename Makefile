@@ -95,7 +95,9 @@ FIND_PYTHON = python=""; \
 
 # Newest versions of everything (torch stays at TORCH), installed into a new environment and
 # written down. What only some platforms install (CUDA for torch, appnope on macOS) is left
-# out, so that the file serves Linux and macOS and Python 3.11 to 3.13.
+# out, so that the file serves Linux and macOS and Python 3.11 to 3.13. Use the oldest Python
+# at hand (Debian 12 has 3.11.2): a pin that wants a newer patch release makes pip search for
+# an hour there. `make lock PYTHON=/usr/bin/python3`
 LOCK := build/lock
 lock: ## Write constraints.txt anew, with the newest versions
 	@$(FIND_PYTHON); rm -rf $(LOCK); "$$python" -m venv $(LOCK)

@@ -292,6 +292,8 @@ class _Extraction:
             if self.n_contexts_done > self.saved_contexts:
                 self._save()
             raise
+        if self.n_contexts_done > self.saved_contexts:
+            self._save()  # from here to the published result nothing is computed twice
         if self.n_tokens_done != self.corpus.n_tokens:
             raise BadCorpus(
                 f"corpus {self.corpus.path} says it has {self.corpus.n_tokens} valid "

@@ -237,6 +237,8 @@ def diagram() -> str:
         ends: dict[RunState, list[str]] = {}
         for what, end in moves.items():
             ends.setdefault(end, []).append(str(what))
-        lines += [f"    {state} --> {end}: {', '.join(names)}" for end, names in ends.items()]
+        lines += [
+            f"    {state} --> {end}: {', '.join(names)}" for end, names in ends.items()
+        ]
     lines.append(f"    {RunState.COMPLETED} --> [*]")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from extraction_kit import embedded
@@ -91,7 +92,7 @@ def _view(
         fvu=shown["fvu"],
         n_dead=shown["n_dead"],
         d_sae=training.spec["sae"]["d_sae"],
-        model=training.spec["model"]["source"],
+        model=_short(training.spec["model"]["source"]),
         hook_name=training.spec["hookpoint"]["hook_name"],
         worker=_worker(run),
         beat_age_s=_age_s(working, "at"),
@@ -103,6 +104,11 @@ def _view(
         findings=tuple(_findings(bench, run, working)),
         advice=_advice(run, checkpoint),
     )
+
+
+def _short(source: str) -> str:
+    """Return a Hub id as it is, of a folder's path the last two names."""
+    return "/".join(Path(source).parts[-2:])
 
 
 def _shown(beat: Beat | None, summary: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -45,3 +47,27 @@ def _judged(report):
 
 def _in_ci() -> bool:
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny model with its SAEs, made in another process: this one never imports torch."""
+    folder = tmp_path_factory.mktemp("tiny")
+    code = (
+        "import sys; from pathlib import Path; from extraction_kit.testing import tiny_training;"
+        "tiny_training(Path(sys.argv[1]), n_documents=3000)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder)], check=True, capture_output=True
+    )
+    from extraction_kit.testing import ARCHITECTURES, TinyTraining  # noqa: PLC0415 - after the environment is cleared
+
+    return TinyTraining(
+        model=folder / "model",
+        saes={name: folder / f"sae-{name}" for name in ARCHITECTURES},
+        corpus=folder / "corpus.jsonl",
+        texts=(),
+        hook_name="blocks.1.hook_resid_post",
+        d_in=16,
+        d_sae=48,
+    )

@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        return Demo(arguments.workspace, n_tokens=arguments.n_tokens).run(
-            resume=arguments.resume
-        )
+        demo = Demo(arguments.workspace, n_tokens=arguments.n_tokens)
+        demo.make_parts()
+        return OK if arguments.parts_only else demo.run(resume=arguments.resume)
     except ExtractionKitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -75,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="continue the run if it failed, was cancelled or interrupted",
     )
+    parser.add_argument(
+        "--parts-only",
+        action="store_true",
+        help="make model, texts and SAE for the notebooks, and launch nothing",
+    )
     return parser
 
 
@@ -101,11 +106,14 @@ class Demo:
         self.texts = folder / "texts.jsonl"
         self.command = _command(self.workspace.home)
 
-    def run(self, *, resume: bool = False) -> int:
-        """Make what is missing, launch or find the run, watch it, show what it found."""
+    def make_parts(self) -> None:
+        """Make the model, the texts and the SAE, unless they are there."""
         self.make_model()
         self.make_texts()
         self.make_sae()
+
+    def run(self, *, resume: bool = False) -> int:
+        """Launch or find the run, watch it, show what it found."""
         run = self.launch()
         if resume and isinstance(run.refusal, RestsUntilResumed):
             print(f"resume    {run.view.advice}")

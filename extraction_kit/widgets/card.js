@@ -7,6 +7,16 @@ const STALE_BEATS = 3;
 const WINDOW_S = 60; // what "recent" means for speed and time left
 const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending…" };
 
+// Returns false where the kernel that made the card is gone: JupyterLab then throws.
+function post(model, message) {
+  try {
+    model.send(message);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 // --- one hello for all views of a model ------------------------------------------------
 
 // Tells the kernel that somebody looks: it sends less often to nobody.
@@ -15,7 +25,7 @@ function initialize({ model, signal }) {
   const hello = () => {
     clearTimeout(timer);
     if (document.visibilityState === "hidden") return;
-    model.send({ kind: "hello", id: randomId() });
+    if (!post(model, { kind: "hello", id: randomId() })) return;
     const final = model.get("state")?.view?.state === "completed";
     if (!final) timer = setTimeout(hello, HELLO_MS);
   };
@@ -211,7 +221,11 @@ function render({ model, el: host, signal }) {
     answer = null;
     pending = { id: randomId(), name, at: Date.now() };
     setTimeout(draw, BUSY_AFTER_MS + 10);
-    model.send({ kind: "act", id: pending.id, name });
+    if (!post(model, { kind: "act", id: pending.id, name })) {
+      pending = null;
+      const text = "The kernel of this card is gone: run the cell again, then press.";
+      answer = { text, ok: false, state: view.state };
+    }
     draw();
   }
 

@@ -8,8 +8,9 @@ from extraction_kit.config import ENVIRONMENT, ExtractionConfig, Settings, maske
 from extraction_kit.errors import BadConfig, BadSettings
 
 BAD = [
-    ("n_tokens", 0), ("n_tokens", -5), ("n_tokens", 1e6), ("n_tokens", "1000"), ("n_tokens", True),
-    ("context_size", 1), ("context_size", 128.0), ("top_k", 0), ("top_k", 1001),
+    ("n_tokens", 0), ("n_tokens", -5), ("n_tokens", 1e6), ("n_tokens", "1000"),
+    ("n_tokens", True), ("context_size", 1), ("context_size", 128.0), ("top_k", 0),
+    ("top_k", 1001),
     ("window", 32), ("window", (1, 2, 3)), ("window", (-1, 4)), ("packing", "packed"),
     ("prepend_bos", "yes"), ("exclude_special_tokens", 1), ("ignore_tokens", "abc"),
     ("ignore_tokens", 5), ("ignore_positions", (-1,)), ("dtype", "fp32"), ("seed", -1),
@@ -84,7 +85,9 @@ def test_every_variable_names_a_field():
 
 
 def test_passwords_never_appear_in_what_is_recorded():
-    settings = Settings(redis_url="rediss://me:secret@host:1/0", ledger_url="postgresql://h/x")
+    settings = Settings(
+        redis_url="rediss://me:secret@host:1/0", ledger_url="postgresql://h/x"
+    )
     assert "secret" not in str(settings.to_dict())
     assert masked("redis://:pw@h") == "redis://:***@h"
     assert masked("unix:///a/b.sock") == "unix:///a/b.sock"

@@ -50,7 +50,13 @@ def store(tmp_path):
     with store.write() as connection:
         records.insert_training(
             connection,
-            {"training_id": "t", "digest": "d", "spec": {}, "created_at": NOW, "created_by": "m"},
+            {
+                "training_id": "t",
+                "digest": "d",
+                "spec": {},
+                "created_at": NOW,
+                "created_by": "m",
+            },
             by=LAUNCHER,
         )
         insert_run(connection, row(), by=LAUNCHER)
@@ -209,9 +215,13 @@ def test_a_ledger_locked_by_another_program_is_named(store):
 
 
 def test_a_failed_transaction_leaves_nothing(store):
-    with pytest.raises(RuntimeError), store.write() as connection:
-        claim(connection, FIRST, by=WORKER, nonce="n", process={})
-        raise RuntimeError
+    def claim_and_crash():
+        with store.write() as connection:
+            claim(connection, FIRST, by=WORKER, nonce="n", process={})
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        claim_and_crash()
     assert read(store).state is RunState.REQUESTED
 
 
@@ -222,7 +232,7 @@ def test_the_migrations_give_exactly_the_schema_of_the_code(store):
 
 
 def test_the_newest_migration_is_the_one_the_code_knows(store):
-    assert sorted(_MIGRATIONS.glob("versions/[0-9]*.py"))[-1].name.startswith(HEAD)
+    assert max(_MIGRATIONS.glob("versions/[0-9]*.py")).name.startswith(HEAD)
     assert store.version() == HEAD
 
 

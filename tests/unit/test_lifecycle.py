@@ -59,7 +59,7 @@ def test_every_unfinished_run_can_adopt_a_published_result():
 
 
 def test_the_kinds_of_states_cover_all_without_overlap():
-    assert ACTIVE | ENDED == set(RunState)
+    assert set(RunState) == ACTIVE | ENDED
     assert not ACTIVE & ENDED
     assert UNCLAIMED | CLAIMED == ACTIVE
     assert RESTING | {RunState.COMPLETED} == ENDED
@@ -70,9 +70,11 @@ def test_work_that_was_claimed_is_never_superseded():
         assert Move.SUPERSEDE not in TRANSITIONS[state]
 
 
-LAUNCH = {None: Answer.NEW_RUN, RunState.COMPLETED: Answer.RETURN} | dict.fromkeys(
-    ACTIVE, Answer.ATTACH
-) | dict.fromkeys(RESTING, Answer.REST)
+LAUNCH = (
+    {None: Answer.NEW_RUN, RunState.COMPLETED: Answer.RETURN}
+    | dict.fromkeys(ACTIVE, Answer.ATTACH)
+    | dict.fromkeys(RESTING, Answer.REST)
+)
 RESUME = {None: Answer.NOTHING_TO_RESUME, RunState.COMPLETED: Answer.ALREADY_COMPLETED} | (
     dict.fromkeys(ACTIVE, Answer.STILL_ACTIVE) | dict.fromkeys(RESTING, Answer.NEW_ATTEMPT)
 )
@@ -110,7 +112,9 @@ def test_training_ids_that_cannot_be_used_are_named(bad):
 def test_job_ids_fit_rq_and_name_training_generation_and_attempt():
     job_id = job_id_of("gpt2.l6", "0123456789abcdef", generation=2, attempt=3)
     assert job_id.endswith("-0123456789-g2-a3")
-    assert set(job_id) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+    assert set(job_id) <= set(
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+    )
 
 
 def test_two_trainings_never_share_a_slug_by_cleaning():
@@ -123,7 +127,10 @@ def test_two_trainings_never_share_a_slug_by_cleaning():
 def test_identities_depend_on_every_part():
     one = run_id_of("t", "k", 1)
     assert one == run_id_of("t", "k", 1)
-    assert len({one, run_id_of("u", "k", 1), run_id_of("t", "l", 1), run_id_of("t", "k", 2)}) == 4
+    assert (
+        len({one, run_id_of("u", "k", 1), run_id_of("t", "l", 1), run_id_of("t", "k", 2)})
+        == 4
+    )
 
 
 def test_a_digest_ignores_the_order_of_keys_and_refuses_nan():

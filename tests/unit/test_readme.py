@@ -21,7 +21,9 @@ def test_every_name_in_the_examples_exists():
     assert blocks
     owners = {"xk": xk, "ws": xk.Workspace, "run": xk.Run}
     for block in blocks:
-        tree = compile(block, "README", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        tree = compile(
+            block, "README", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        )
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert hasattr(owners[node.value.id], node.attr), ast.unparse(node)

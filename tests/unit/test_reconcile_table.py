@@ -27,14 +27,14 @@ def test_a_committed_run_that_was_never_sent_is_sent_at_once():
 
 
 @pytest.mark.parametrize("state", sorted(UNCLAIMED))
-@pytest.mark.parametrize("evidence", sorted(set(Evidence) - {Evidence.UNKNOWN, Evidence.LISTED}))
+@pytest.mark.parametrize(
+    "evidence", sorted(set(Evidence) - {Evidence.UNKNOWN, Evidence.LISTED})
+)
 def test_an_id_that_cannot_run_any_more_is_superseded_after_its_grace(state, evidence):
     if state is RunState.REQUESTED and evidence is Evidence.MISSING:
         return  # the outbox, above
     patience_s = PATIENCE_S.get(evidence, 30)
-    before = about_unclaimed(
-        state, evidence, unchanged_s=patience_s - 1, settings=SETTINGS
-    )
+    before = about_unclaimed(state, evidence, unchanged_s=patience_s - 1, settings=SETTINGS)
     after = about_unclaimed(state, evidence, unchanged_s=patience_s, settings=SETTINGS)
     assert (before, after) == (Action.LEAVE, Action.SUPERSEDE)
 
