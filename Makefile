@@ -54,6 +54,9 @@ notebooks: $(STAMP) ## Run the notebooks and compare what they show with what is
 	$(PYTEST) --timeout 900 --nbval --nbval-current-env --nbval-cell-timeout 600 \
 	  --nbval-sanitize-with notebooks/sanitize.cfg notebooks/ $(ARGS)
 
+pictures: $(STAMP) ## Take the README's pictures anew, from a real run in a real JupyterLab
+	$(PYTEST) -m "browser and slow" tests/browser/test_readme_picture.py
+
 check-full: $(STAMP) ## Run everything: check, slow tests, browser tests, demo, notebooks
 	@$(MAKE) check
 	$(PYTEST) -m "not benchmark" tests
@@ -116,5 +119,5 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-resume demo-killed test test-browser lab check notebooks check-full \
+.PHONY: help demo demo-resume demo-killed test test-browser lab check notebooks pictures check-full \
 	bench install lock clean

@@ -62,7 +62,8 @@ def is_held(path: Path) -> bool:
 
 
 @contextmanager
-def _waiting_lock(path: Path) -> Iterator[None]:
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file for the block; wait for whoever holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -144,7 +145,7 @@ def start_server(paths: Paths) -> str:
     """
     if not server_answers(paths):
         _private_folder(paths.run)
-        with _waiting_lock(paths.run / "server-start.lock"):
+        with waiting_lock(paths.run / "server-start.lock"):
             if not server_answers(paths):
                 _start_server(paths)
     return server_url(paths)
@@ -284,7 +285,7 @@ def start_worker(paths: Paths, *, version: str, environment: Mapping[str, str]) 
         It ended before it was ready; the message holds its log's last lines.
     """
     slot = worker_slot(paths)
-    with _waiting_lock(paths.run / "worker-start.lock"):
+    with waiting_lock(paths.run / "worker-start.lock"):
         if is_held(slot.lock):
             if worker_version(paths) in {version, None} or is_held(slot.busy):
                 return False

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.25
 _RECONCILE_EVERY_S = 2.0
-N_HIGHLIGHTS = 4
 
 
 class Watcher:
@@ -70,7 +69,10 @@ class Watcher:
         return status.happenings(self.bench, run_id)
 
     def relaunch(self, run_id: str) -> RunView:
-        """Launch the same content again; the refusal is raised."""
+        """Launch the same content again; the refusal is raised.
+
+        A run that waits to be accepted by the queue is sent again.
+        """
         run = service.read_run(self.bench, run_id)
         content = service.content_of(
             self.bench,
@@ -81,6 +83,8 @@ class Watcher:
         launched = service.launch(self.bench, content, generation=run.generation)
         if launched.refusal is not None:
             raise launched.refusal
+        if run.state is RunState.REQUESTED:
+            service.send(self.bench, run_id)
         return self.view(run_id)
 
     def cancel(self, run_id: str) -> RunView:

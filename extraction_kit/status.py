@@ -184,12 +184,12 @@ def _advice(run: RunRecord, checkpoint: int | None) -> str:
     if run.state is RunState.COMPLETED:
         return "run.features()"
     if run.state in RESTING:
-        share = (checkpoint or 0) / run.n_tokens
+        percent = 100 * (checkpoint or 0) // run.n_tokens
         where = (
-            f"from its checkpoint at {share:.0%}" if checkpoint else "from the beginning"
+            f"from its checkpoint at {percent} %" if checkpoint else "from the beginning"
         )
         return f"run.resume() continues {where}"
-    return "run.wait()"
+    return "await run (or run.wait()) waits for its end"
 
 
 # --- why ------------------------------------------------------------------------------------
@@ -304,4 +304,6 @@ def write_snapshot(bench: Workbench) -> None:
     """Rebuild ``catalog.duckdb``; readers that hold the old one are not disturbed."""
     from extraction_kit.catalog.snapshot import write_snapshot as write  # noqa: PLC0415 - duckdb
 
-    write(bench.paths.catalog, catalog_rows(bench))
+    # One at a time: of two writers the last one must also have read last.
+    with embedded.waiting_lock(bench.paths.run / "catalog.lock"):
+        write(bench.paths.catalog, catalog_rows(bench))

@@ -28,6 +28,13 @@ def pytest_collection_finish(session) -> None:
 def pytest_sessionfinish() -> None:
     """Stop the server and the worker that the notebooks started."""
     if os.environ.get("EXTRACTION_KIT_HOME") == _home.name:
-        command = [sys.executable, "-m", "extraction_kit", "--workspace", _home.name, "down"]
+        command = [
+            sys.executable,
+            "-m",
+            "extraction_kit",
+            "--workspace",
+            _home.name,
+            "down",
+        ]
         subprocess.run(command, check=False)  # noqa: S603
     _home.cleanup()
