@@ -192,14 +192,23 @@ class JobQueue:
         with self._reachable():
             info = self._redis.info()
             n_queued = self._redis.llen(self._queue.key)
-            n_workers = self._redis.scard(f"rq:workers:{QUEUE}")
         return ServerReport(
             version=str(info["redis_version"]),
             problems=tuple(_problems(info)),
             warnings=tuple(_warnings(info)),
             n_queued=int(n_queued),
-            n_workers=int(n_workers),
+            n_workers=self.n_workers() or 0,
         )
+
+    def n_workers(self) -> int | None:
+        """Return how many workers have registered, None if the server does not answer.
+
+        A hint for a person, never evidence: a restarted server has forgotten them.
+        """
+        try:
+            return int(self._redis.scard(f"rq:workers:{QUEUE}"))
+        except redis.RedisError:
+            return None
 
     @contextlib.contextmanager
     def _reachable(self) -> Iterator[None]:
@@ -249,6 +258,7 @@ class _Worker(rq.Worker):  # type: ignore[misc] # rq has no complete types
     """
 
     job_class = ExtractionJob
+    max_connection_wait_time = 5.0  # a server that is back is noticed soon
 
     def __init__(
         self,
@@ -319,6 +329,16 @@ class _Worker(rq.Worker):  # type: ignore[misc] # rq has no complete types
             time.sleep(0.2)
         self._horse_pid = 0
         self._tick_if_due(now=True)
+
+    def execute_job(self, job: Job, queue: rq.Queue) -> None:
+        """Run a job in its own process; an outage before the fork leaves it to be re-sent."""
+        with self._outage_survived():
+            super().execute_job(job, queue)
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Honour ``rq suspend``, if the server is there."""
+        with self._outage_survived():
+            super().check_for_suspension(burst)
 
     def run_maintenance_tasks(self) -> None:
         """Nothing: RQ's maintenance requeues finished jobs (seen with rq 3.0.0)."""

@@ -163,7 +163,7 @@ def _findings_while_waiting(bench: Workbench, run: RunRecord) -> Iterator[str]:
         yield "the queue server does not answer: the run is saved and will be sent"
     elif not bench.uses_own_server and not embedded.worker_alive(bench.paths):
         yield "no worker is alive: type `extraction-kit up`"
-    elif bench.uses_own_server and not bench.queue.report().n_workers:
+    elif bench.uses_own_server and bench.queue.n_workers() == 0:
         yield "no worker has registered with this server: start `extraction-kit worker`"
 
 

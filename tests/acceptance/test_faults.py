@@ -149,7 +149,14 @@ def test_a_server_that_dies_in_the_middle_costs_nothing(stage, undisturbed):
     assert run.state is RunState.COMPLETED, run.explain()
     assert run.view.result_digest == undisturbed[1].view.result_digest
     assert stage.executions(run) == 1
-    assert stage.worker_pid() is not None, "the worker survives its server"
+    worker = stage.worker_pid()
+    assert worker is not None, "the worker survives its server"
+    stage.ws.register_training(
+        "other", sae=stage.tiny.saes["jumprelu"], model=stage.tiny.model
+    )
+    second = stage.ws.launch("other", corpus=stage.tiny.corpus).wait(PATIENCE_S)
+    assert second.state is RunState.COMPLETED, second.explain()
+    assert stage.worker_pid() == worker, "and takes the next job when the server is back"
 
 
 def test_a_job_that_the_server_forgot_is_sent_again_and_runs_once(stage):
