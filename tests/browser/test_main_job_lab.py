@@ -86,4 +86,5 @@ def test_a_killed_job_shows_as_interrupted_and_resumes_from_the_card(notebook, s
     card(book).get_by_role("button", name="Cancel").click()
     expect(card(book)).to_have_attribute("data-state", "cancelled", timeout=15_000)
     assert stage.executions(run) == 2
-    assert not kill(stage.record(run).process["pid"], 0)
+    pid = stage.record(run).process["pid"]
+    until(lambda: not kill(pid, 0), "the end of its process", patience_s=15)
