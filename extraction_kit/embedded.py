@@ -35,26 +35,36 @@ _START_TIMEOUT_S = 15.0
 # --- locks ------------------------------------------------------------------------------
 
 
-def take_lock(path: Path) -> int | None:
-    """Take the lock file without waiting; return its descriptor, None if it is held."""
+def take_lock(path: Path, *, patience_s: float = 0.0) -> int | None:
+    """Take the lock file; return its descriptor, None if it is held.
+
+    Whoever asks :func:`is_held` holds it for a moment, so one who means to keep it tries
+    again for `patience_s` seconds.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise unusable(path, error) from error
+    if _wait_until(lambda: _locked(descriptor), patience_s):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        return False
+    return True
 
 
 def is_held(path: Path) -> bool:
     """Tell whether some process holds the lock file."""
     if not path.exists():
         return False
-    descriptor = take_lock(path)
+    descriptor = take_lock(path, patience_s=0.003)  # another one may just be asking, too
     if descriptor is None:
         return True
     os.close(descriptor)
@@ -358,9 +368,9 @@ def stop_server(paths: Paths, *, patience_s: float = 10.0) -> bool:
 def _wait_until(condition: Callable[[], bool], patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
     while not condition():
-        if time.monotonic() > deadline:
+        if time.monotonic() >= deadline:
             return False
-        time.sleep(0.02)
+        time.sleep(min(0.02, patience_s / 3))
     return True
 
 

@@ -72,6 +72,7 @@ class Lease:
         self._settings = bench.settings_of(run)
         self._path = bench.paths.beat_of(target.run_id, target.attempt)
         self._beat = Beat(number=0)
+        self._writing = threading.Lock()  # of `_beat`: two threads replace it
         self._order: BaseException | None = None
         self._told_to_stop = False
         self._good_at = boottime()
@@ -97,22 +98,24 @@ class Lease:
     def report(self, progress: "Progress") -> None:
         """Take note of progress; raise the order to stop, if there is one."""
         now = time.time()
-        moved = progress.n_tokens_done != self._beat.n_tokens_done
-        self._beat = replace(
-            self._beat,
-            phase=progress.phase,
-            n_tokens_done=progress.n_tokens_done,
-            progress_at=now if moved else self._beat.progress_at,
-            tokens_per_s=progress.tokens_per_s,
-            l0=progress.l0,
-            fvu=progress.fvu,
-            n_dead=progress.n_dead,
-        )
+        with self._writing:
+            moved = progress.n_tokens_done != self._beat.n_tokens_done
+            self._beat = replace(
+                self._beat,
+                phase=progress.phase,
+                n_tokens_done=progress.n_tokens_done,
+                progress_at=now if moved else self._beat.progress_at,
+                tokens_per_s=progress.tokens_per_s,
+                l0=progress.l0,
+                fvu=progress.fvu,
+                n_dead=progress.n_dead,
+            )
         self.check()
 
     def enter(self, phase: str) -> None:
         """Say what begins now; raise the order to stop, if there is one."""
-        self._beat = replace(self._beat, phase=phase)
+        with self._writing:
+            self._beat = replace(self._beat, phase=phase)
         self.check()
 
     def check(self) -> None:
@@ -139,15 +142,17 @@ class Lease:
             self._beat_once()
 
     def _beat_once(self) -> None:
-        try:
+        with self._writing:
             self._beat = replace(self._beat, number=self._beat.number + 1, at=time.time())
-            self._beat.write(self._path)
+            beat = self._beat
+        try:
+            beat.write(self._path)
             with self._bench.store.read() as connection:
                 run = records.run(connection, self._target.run_id)
-        except (
-            ExtractionKitError
-        ) as error:  # a locked ledger, a full disk: beat again later
-            log.warning("no good beat: %s", error)
+        except ExtractionKitError as error:
+            log.warning(
+                "no good beat: %s", error
+            )  # a locked ledger, a full disk: again later
             return
         order = self._order_from(run)
         if not isinstance(self._order, Fenced):
@@ -354,7 +359,7 @@ def serve(home: Path, *, burst: bool = False) -> None:
     bench = Workbench.open(home)
     os.environ["EXTRACTION_KIT_HOME"] = str(home)
     slot = embedded.worker_slot(bench.paths)
-    lock = embedded.take_lock(slot.lock)
+    lock = embedded.take_lock(slot.lock, patience_s=1.0)
     if lock is None:
         raise Failure(
             f"a worker (pid {embedded.worker_pid(bench.paths)}) serves {home} already. "
@@ -384,7 +389,7 @@ def serve(home: Path, *, burst: bool = False) -> None:
 
 def _hold(path: Path) -> None:
     """Hold the lock until this process ends: no sibling takes a job meanwhile."""
-    if embedded.take_lock(path) is None:
+    if embedded.take_lock(path, patience_s=1.0) is None:
         log.warning("%s is held by another job's process", path)
 
 

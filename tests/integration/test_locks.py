@@ -1,0 +1,52 @@
+"""File locks: whoever only asks never stops one who means to keep the lock."""
+
+import os
+import subprocess
+import sys
+import threading
+
+from extraction_kit.embedded import is_held, take_lock
+
+
+def test_a_lock_is_held_until_its_process_ends(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_held(path)
+    code = (
+        "import sys; from pathlib import Path; from extraction_kit.embedded import take_lock;"
+        "assert take_lock(Path(sys.argv[1])) is not None; print('held', flush=True);"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert is_held(path)
+        assert take_lock(path) is None
+        holder.kill()
+        holder.wait()
+        assert not is_held(path)
+
+
+def test_many_who_ask_do_not_stop_one_who_takes(tmp_path):
+    path = tmp_path / "lock"
+    stop = threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            is_held(path)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(50):
+            descriptor = take_lock(path, patience_s=5.0)
+            assert descriptor is not None
+            os.close(descriptor)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
