@@ -430,7 +430,8 @@ def _note_refusal(
         at=at,
         kind="refused",
         actor=by_label,
-        text=f"{type(refusal).__name__}: {refusal}",
+        # Not its full words: they name a moment's state, and repetitions must be one event.
+        text=f"{type(refusal).__name__}: {type(refusal).__doc__}",
     )
 
 
