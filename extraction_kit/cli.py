@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 what was asked for failed or was refused, 2 wrong usage.
 
 import argparse
 import json
+import signal
 import sys
 import threading
 import tomllib
@@ -14,7 +15,7 @@ from typing import Any
 
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.doctor import examine
-from extraction_kit.errors import BadConfig, ExtractionKitError
+from extraction_kit.errors import BadConfig, BadSettings, ExtractionKitError
 from extraction_kit.lifecycle import RunState
 from extraction_kit.monitor import look, watch
 from extraction_kit.paths import find_workspace
@@ -65,13 +66,22 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run_id", nargs="?", help="one run, with its events")
     status.add_argument("--json", action="store_true", help="a list of objects")
     worker = _add(commands, "worker", _worker, help_="serve the queue in this terminal")
+    worker.add_argument(
+        "--slot", type=int, default=1, help="which of this machine's workers it is"
+    )
     worker.add_argument("--burst", action="store_true", help="stop when the queue is empty")
     _add_launch(commands)
-    for name, call, help_ in (
-        ("resume", _resume, "continue a failed, cancelled or interrupted run"),
-        ("cancel", _cancel, "stop a run at its next batch"),
-    ):
-        _add(commands, name, call, help_=help_).add_argument("run_id")
+    resume = _add(
+        commands, "resume", _resume, help_="continue a run that failed, stopped or is stuck"
+    )
+    resume.add_argument("run_id")
+    resume.add_argument(
+        "--force",
+        action="store_true",
+        help="a stuck run's process cannot be seen from here",
+    )
+    cancel = _add(commands, "cancel", _cancel, help_="stop a run at its next batch")
+    cancel.add_argument("run_id")
     monitor = _add(
         commands, "monitor", _monitor, help_="reconcile, and alert about stuck runs"
     )
@@ -166,7 +176,9 @@ def _print_table(views: Sequence[RunView]) -> None:
 
 def _worker(arguments: argparse.Namespace) -> int:
     home = (arguments.workspace or find_workspace()).expanduser().absolute()
-    serve(home, burst=arguments.burst)
+    if arguments.slot < 1:
+        raise BadSettings(f"--slot {arguments.slot}: an integer from 1 is allowed")
+    serve(home, slot_number=arguments.slot, burst=arguments.burst)
     return OK
 
 
@@ -204,7 +216,8 @@ def _config(arguments: argparse.Namespace) -> ExtractionConfig:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    print(repr(_open(arguments).run(arguments.run_id).resume()))
+    run = _open(arguments).run(arguments.run_id)
+    print(repr(run.resume(force=arguments.force)))
     return OK
 
 
@@ -220,7 +233,9 @@ def _monitor(arguments: argparse.Namespace) -> int:
         for line in look(bench):
             print(line)
     else:
-        watch(bench, lambda line: print(line, flush=True), threading.Event())
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        watch(bench, lambda line: print(line, flush=True), stop)
     return OK
 
 

@@ -1,6 +1,7 @@
 """What is computed (`ExtractionConfig`, hashed) and where and how (`Settings`, recorded)."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,10 +25,10 @@ def _check_int(
         raise error(msg)
 
 
-def _check_bool(name: str, value: object) -> None:
+def _check_bool(name: str, value: object, *, error: type[ValueError] = BadConfig) -> None:
     if not isinstance(value, bool):
         msg = f"{name}={value!r}: True or False is allowed"
-        raise BadConfig(msg)
+        raise error(msg)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -150,11 +151,13 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "EXTRACTION_KIT_MIN_FREE_BYTES": "min_free_bytes",
         "EXTRACTION_KIT_SELF_CHECK_SHARE": "self_check_share",
         "EXTRACTION_KIT_KILL_AFTER_S": "kill_after_s",
+        "EXTRACTION_KIT_ALERT_WEBHOOK": "alert_webhook",
+        "EXTRACTION_KIT_AUTO_FAIL": "auto_fail",
     }
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """Where things live and how the work is done; never part of a run's identity.
 
@@ -192,7 +195,11 @@ class Settings:
     stuck_after_s: float = 3 * 3600.0
     """Seconds without progress after which a run is called stuck."""
     kill_after_s: float = 30.0
-    """Seconds between the request to stop and the kill."""
+    """Seconds between a person's order to stop and the kill."""
+    alert_webhook: str | None = None
+    """URL to which the monitor posts each new alert as JSON; None posts nothing."""
+    auto_fail: bool = False
+    """Whether the monitor kills a stuck run and records it as failed; else it only alerts."""
     min_free_bytes: int = 256 * 2**20
     """Free disk space below which a launch is refused."""
 
@@ -206,6 +213,7 @@ class Settings:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                 msg = f"{name}={value!r}: a number of seconds above 0 is allowed"
                 raise BadSettings(msg)
+        self._check_alerts()
         if not 0 < self.self_check_share < 1:
             msg = f"self_check_share={self.self_check_share!r}: between 0 and 1 is allowed"
             raise BadSettings(msg)
@@ -223,6 +231,13 @@ class Settings:
             _check_int("threads", self.threads, low=1, high=4096, error=BadSettings)
         if self.shared is not None:
             object.__setattr__(self, "shared", Path(self.shared).expanduser().absolute())
+
+    def _check_alerts(self) -> None:
+        _check_bool("auto_fail", self.auto_fail, error=BadSettings)
+        if self.alert_webhook is not None and not re.match(
+            r"https?://[^/\s]", self.alert_webhook
+        ):
+            raise BadSettings("alert_webhook: a URL that begins with https:// is allowed")
 
     @classmethod
     def from_environment(
@@ -256,21 +271,32 @@ class Settings:
         plain["shared"] = None if self.shared is None else str(self.shared)
         for name in ("redis_url", "ledger_url"):
             plain[name] = masked(plain[name])
+        if self.alert_webhook is not None:  # its path is a secret, as a rule
+            plain["alert_webhook"] = "/".join(self.alert_webhook.split("/")[:3]) + "/***"
         return plain
+
+    def __repr__(self) -> str:
+        """Return what differs from the defaults, the password of each URL masked."""
+        plain = self.to_dict()
+        changed = [
+            f"{field.name}={plain[field.name]!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"Settings({', '.join(changed)})"
 
 
 def masked(url: str | None) -> str | None:
     """Return `url` with its password replaced by ``***``."""
-    if url is None or "@" not in url:
-        return url
-    head, tail = url.rsplit("@", 1)
-    scheme, _, login = head.partition("://")
-    user = login.partition(":")[0]
-    return f"{scheme}://{user}:***@{tail}"
+    if url is None:
+        return None
+    url = re.sub(r"(?i)([?&]password=)[^&]*", r"\1***", url)
+    return re.sub(r"(://[^:/?#@]*):.*@", r"\1:***@", url)
 
 
 _INTEGERS = frozenset({"threads", "tile_tokens", "min_free_bytes"})
-_TEXTS = frozenset({"redis_url", "ledger_url", "device"})
+_TEXTS = frozenset({"redis_url", "ledger_url", "device", "alert_webhook"})
+_SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 def _parse(variable: str, name: str, text: str) -> object:
@@ -278,6 +304,10 @@ def _parse(variable: str, name: str, text: str) -> object:
         return text
     if name == "shared":
         return Path(text)
+    if name == "auto_fail":
+        if text.lower() not in _SWITCH:
+            raise BadSettings(f"{variable}={text!r}: 1 or 0 is allowed")
+        return _SWITCH[text.lower()]
     kind = int if name in _INTEGERS else float
     try:
         return kind(text)

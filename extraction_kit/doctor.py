@@ -85,7 +85,7 @@ def _torch() -> Finding:
 
 
 def _ledger(bench: Workbench) -> Iterator[Finding]:
-    text = f"{bench.store.url}, schema {bench.store.version()}"
+    text = f"{bench.store.name}, schema {bench.store.version()}"
     if not bench.store.is_sqlite or sqlite3.sqlite_version_info >= SAFE_WAL:
         yield Finding(subject="ledger", grade=Grade.GOOD, text=text)
         return

@@ -257,9 +257,10 @@ def _private_folder(folder: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerSlot:
-    """A local worker's place: one at a time holds `lock`, its job's process `busy`."""
+class Slot:
+    """The place of a local process: one at a time holds `lock`, a worker's job `busy`."""
 
+    command: str  # of extraction-kit
     lock: Path
     busy: Path
 
@@ -268,15 +269,52 @@ class WorkerSlot:
         """File with pid and version of the holder."""
         return self.lock.with_suffix(".json")
 
+    def pid(self) -> int | None:
+        """Return the pid of the holder, None if there is none."""
+        pid = _from_card(self.card, "pid")
+        return int(pid) if pid is not None and is_held(self.lock) else None
 
-def worker_slot(paths: Paths) -> WorkerSlot:
-    """Return the slot of the worker that the workspace starts."""
-    return WorkerSlot(lock=paths.run / "worker.lock", busy=paths.run / "job.lock")
+    def stop(self, *, patience_s: float = 60.0) -> bool:
+        """Ask the holder to stop (a job writes a checkpoint) and wait for its process.
+
+        Returns
+        -------
+        bool
+            True if nobody holds the slot now.
+        """
+        pid = self.pid()
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        return _wait_until(lambda: not is_held(self.lock), patience_s)
+
+
+def worker_slot(paths: Paths, number: int = 1) -> Slot:
+    """Return a worker's slot; the workspace itself starts a worker in the first one."""
+    return Slot(
+        command="worker",
+        lock=paths.run / f"worker-{number}.lock",
+        busy=paths.run / f"job-{number}.lock",
+    )
+
+
+def monitor_slot(paths: Paths) -> Slot:
+    """Return the slot of the monitor."""
+    return Slot(
+        command="monitor",
+        lock=paths.run / "monitor.lock",
+        busy=paths.run / "monitor-busy.lock",
+    )
+
+
+def _worker_slots(paths: Paths) -> list[Slot]:
+    names = [path.stem.removeprefix("worker-") for path in paths.run.glob("worker-*.lock")]
+    return [worker_slot(paths, int(name)) for name in sorted(names) if name.isdecimal()]
 
 
 def worker_alive(paths: Paths) -> bool:
-    """Tell whether a local worker holds the slot."""
-    return is_held(worker_slot(paths).lock)
+    """Tell whether a local worker holds a slot."""
+    return any(is_held(slot.lock) for slot in _worker_slots(paths))
 
 
 def start_worker(paths: Paths, *, version: str, environment: Mapping[str, str]) -> bool:
@@ -294,25 +332,48 @@ def start_worker(paths: Paths, *, version: str, environment: Mapping[str, str]) 
     WorkerNotStarted
         It ended before it was ready; the message holds its log's last lines.
     """
-    slot = worker_slot(paths)
-    with waiting_lock(paths.run / "worker-start.lock"):
+    return _start(paths, worker_slot(paths), version=version, environment=environment)
+
+
+def start_monitor(paths: Paths, *, version: str, environment: Mapping[str, str]) -> bool:
+    """Start a detached monitor unless one is alive; one of another version is replaced.
+
+    Returns
+    -------
+    bool
+        True if one was started by this call.
+
+    Raises
+    ------
+    WorkerNotStarted
+        It ended before it was ready; the message holds its log's last lines.
+    """
+    return _start(paths, monitor_slot(paths), version=version, environment=environment)
+
+
+def _start(
+    paths: Paths, slot: Slot, *, version: str, environment: Mapping[str, str]
+) -> bool:
+    # Nearly always it is there: then the look costs no waiting for other starters.
+    if is_held(slot.lock) and _from_card(slot.card, "version") == version:
+        return False
+    with waiting_lock(paths.run / f"{slot.command}-start.lock"):
         if is_held(slot.lock):
-            if worker_version(paths) in {version, None} or is_held(slot.busy):
+            if _from_card(slot.card, "version") in {version, None} or is_held(slot.busy):
                 return False
-            stop_worker(paths)
-        _launch_worker(paths, slot, environment)
+            slot.stop()
+        _launch(paths, slot, environment)
     return True
 
 
 def worker_version(paths: Paths) -> str | None:
-    """Return the kit version of the worker in the slot, None if it does not say."""
+    """Return the kit version of the worker in the first slot, None if it does not say."""
     return _from_card(worker_slot(paths).card, "version")
 
 
 def worker_pid(paths: Paths) -> int | None:
-    """Return the pid of the worker in the slot, None if none is alive."""
-    pid = _from_card(worker_slot(paths).card, "pid")
-    return int(pid) if pid is not None and worker_alive(paths) else None
+    """Return the pid of the worker in the first slot, None if none is alive."""
+    return worker_slot(paths).pid()
 
 
 def _from_card(card: Path, name: str) -> str | None:
@@ -322,38 +383,30 @@ def _from_card(card: Path, name: str) -> str | None:
         return None
 
 
-def _launch_worker(paths: Paths, slot: WorkerSlot, environment: Mapping[str, str]) -> None:
-    log = paths.logs / "worker.log"
-    command = [
-        sys.executable,
-        "-m",
-        "extraction_kit",
-        "--workspace",
-        str(paths.home),
-        "worker",
-    ]
-    pid = _spawn(command, log=log, cwd=paths.home, environment=environment)
+def _launch(paths: Paths, slot: Slot, environment: Mapping[str, str]) -> None:
+    log = paths.logs / f"{slot.command}.log"
+    program = (sys.executable, "-m", "extraction_kit", "--workspace", str(paths.home))
+    pid = _spawn([*program, slot.command], log=log, cwd=paths.home, environment=environment)
     _wait_until(lambda: is_held(slot.lock) or not _lives(pid), _START_TIMEOUT_S)
     if not _lives(pid):
         raise WorkerNotStarted(
-            f"the worker ended at once; the end of {log}:\n{_tail(log)}\n"
+            f"the {slot.command} ended at once; the end of {log}:\n{_tail(log)}\n"
             "Type `extraction-kit doctor` to see what is wrong"
         )
 
 
-def stop_worker(paths: Paths, *, patience_s: float = 60.0) -> bool:
-    """Ask the worker to stop (its job writes a checkpoint) and wait for its process.
+def stop_workers(paths: Paths, *, patience_s: float = 60.0) -> bool:
+    """Ask all local workers to stop (their jobs write a checkpoint), wait for the processes.
 
     Returns
     -------
     bool
         True if no worker is alive now.
     """
-    pid = worker_pid(paths)
-    if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    return _wait_until(lambda: not worker_alive(paths), patience_s)
+    slots = _worker_slots(paths)
+    for slot in slots:  # all of them first: they save their checkpoints side by side
+        slot.stop(patience_s=0)
+    return _wait_until(lambda: not any(is_held(slot.lock) for slot in slots), patience_s)
 
 
 def stop_server(paths: Paths, *, patience_s: float = 10.0) -> bool:

@@ -100,8 +100,10 @@ ACTORS: Mapping[Move, frozenset[Actor]] = {
     Move.CLAIM: frozenset({Actor.WORKER}),
     Move.PUBLISH: frozenset({Actor.WORKER}),
     Move.COMPLETE: frozenset({Actor.WORKER}),
-    Move.FAIL: frozenset({Actor.WORKER}),
-    Move.CANCEL: frozenset({Actor.USER, Actor.WORKER}),
+    Move.FAIL: frozenset(
+        {Actor.WORKER, Actor.RECONCILER}
+    ),  # the latter if `auto_fail` is set
+    Move.CANCEL: frozenset({Actor.USER, Actor.WORKER, Actor.RECONCILER}),
     Move.INTERRUPT: frozenset({Actor.WORKER}),
     Move.REAP: frozenset({Actor.RECONCILER, Actor.USER}),
     Move.RESUME: frozenset({Actor.USER}),

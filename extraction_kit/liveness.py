@@ -3,19 +3,21 @@
 Three kinds of evidence, none of them a wall clock:
 
 * a process identity (host, boot, PID namespace, pid, start time) that can be proven gone,
-* a *beat file* that a working process replaces, whose number grows,
+* a *beat* that a working process replaces, whose number grows,
 * observations: since when, on this observer's own monotonic clock, a value is unchanged.
 """
 
 import json
 import os
 import platform
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from extraction_kit.atomic import write_json
 
@@ -70,6 +72,31 @@ class ProcessIdentity:
             return None
         return start_of(self.pid) != self.started
 
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal to exactly this process.
+
+        Returns
+        -------
+        bool
+            True if it was sent; False if the process is gone, or is not of this host and
+            PID namespace, or is somebody else's.
+        """
+        if self.gone() is not False:
+            return False
+        with suppress(OSError):
+            if not hasattr(os, "pidfd_open"):  # macOS
+                os.kill(self.pid, number)
+                return True
+            # The handle stays with the process, even if its pid is given to another one.
+            handle = os.pidfd_open(self.pid)
+            try:
+                if self.gone() is False:
+                    signal.pidfd_send_signal(handle, number)
+                    return True
+            finally:
+                os.close(handle)
+        return False
+
 
 def boot_id() -> str:
     """Return what identifies this boot of this machine."""
@@ -122,19 +149,60 @@ class Beat:
     fvu: float | None = None
     n_dead: int | None = None
 
-    def write(self, path: Path) -> None:
-        """Replace the beat file; not forced to disk, a lost beat costs nothing."""
-        write_json(path, asdict(self), durable=False)
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build it from plain values; further keys are passed over."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
 
 
-def read_beat(path: Path) -> Beat | None:
-    """Return the last beat, or None if there is none that can be read."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Beat)}
-        return Beat(**{name: value for name, value in values.items() if name in known})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+class Beats(Protocol):
+    """Where working processes leave their beats, and observers find them."""
+
+    def write(self, run_id: str, attempt: int, beat: Beat) -> None:
+        """Replace the beat of one attempt."""
+
+    def read(self, run_id: str, attempt: int) -> Beat | None:
+        """Return the last beat, or None if there is none that can be read."""
+
+    def forget(self, run_id: str, attempt: int) -> None:
+        """Remove the beat of an attempt that has ended."""
+
+
+class BeatFiles:
+    """Beats as files of one machine.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they are, one file per attempt.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _path(self, run_id: str, attempt: int) -> Path:
+        return self._folder / f"{run_id}-a{attempt}.json"
+
+    def write(self, run_id: str, attempt: int, beat: Beat) -> None:
+        """Replace the file; not forced to disk, a lost beat costs nothing."""
+        write_json(self._path(run_id, attempt), beat.to_dict(), durable=False)
+
+    def read(self, run_id: str, attempt: int) -> Beat | None:
+        """Return the last beat, or None if there is none that can be read."""
+        try:
+            text = self._path(run_id, attempt).read_text(encoding="utf-8")
+            return Beat.from_dict(json.loads(text))
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+
+    def forget(self, run_id: str, attempt: int) -> None:
+        """Remove the file of an attempt that has ended."""
+        self._path(run_id, attempt).unlink(missing_ok=True)
 
 
 # --- observations -----------------------------------------------------------------------
@@ -147,20 +215,33 @@ class Observations:
     that runs for a moment every minute can tell silence too. Writers may overwrite each
     other: a lost observation only delays a finding.
 
+    Time counts only while somebody looks: of the time between two looks at most
+    `longest_gap_s` is added. Whoever was frozen together with what he observes (a paused
+    container or virtual machine) does not take his own absence for the other's silence.
+
     Parameters
     ----------
     folder : Path
         Where the file of this boot is kept.
+    longest_gap_s : float
+        Seconds between two looks beyond which nothing is known.
     clock : callable
         Monotonic seconds; ``time.monotonic`` does not count suspended time on Linux, so a
         laptop that slept makes nobody look silent.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        longest_gap_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder = folder
+        self._longest_gap_s = longest_gap_s
         self._clock = clock
-        self._seen: dict[str, tuple[str, float]] = {}
-        self._changed = False
+        # key -> (value, seconds for which it was seen unchanged, when it was looked at last)
+        self._seen: dict[str, tuple[str, float, float]] = {}
 
     @property
     def _path(self) -> Path:
@@ -170,26 +251,33 @@ class Observations:
         """Read what earlier observers of this boot saw."""
         try:
             raw = json.loads(self._path.read_text(encoding="utf-8"))
-            self._seen = {key: (str(value), float(at)) for key, (value, at) in raw.items()}
+            self._seen = {
+                key: (str(value), float(unchanged_s), float(at))
+                for key, (value, unchanged_s, at) in raw.items()
+            }
         except (OSError, ValueError, TypeError, AttributeError):
             self._seen = {}
-        self._changed = False
         return self
 
     def unchanged_s(self, key: str, value: object) -> float:
         """Note that `key` has `value` now; return for how many seconds that is so."""
         now, text = self._clock(), str(value)
-        known = self._seen.get(key)
-        if known is None or known[0] != text or known[1] > now:
-            self._seen[key] = (text, now)
-            self._changed = True
-            return 0.0
-        return now - known[1]
+        known, unchanged_s, seen_at = self._seen.get(key, ("", 0.0, now))
+        if known == text and seen_at <= now:
+            unchanged_s += min(now - seen_at, self._longest_gap_s)
+        else:
+            unchanged_s = 0.0
+        self._seen[key] = (text, unchanged_s, now)
+        return unchanged_s
+
+    def known_s(self, key: str, value: object) -> float:
+        """Return for how long `key` was seen to have `value`; note nothing."""
+        known, unchanged_s, _ = self._seen.get(key, ("", 0.0, 0.0))
+        return unchanged_s if known == str(value) else 0.0
 
     def save(self, *, keep: set[str]) -> None:
-        """Write the observations whose key is in `keep`, if anything changed."""
-        kept = {key: value for key, value in self._seen.items() if key in keep}
-        if self._changed or len(kept) != len(self._seen):
+        """Write the observations whose key is in `keep`."""
+        kept = {key: seen for key, seen in self._seen.items() if key in keep}
+        if kept or self._seen:
             self._seen = kept
             write_json(self._path, {k: list(v) for k, v in kept.items()}, durable=False)
-            self._changed = False

@@ -113,10 +113,6 @@ class Paths:
         """Catalog snapshot."""
         return self.shared / "catalog.duckdb"
 
-    def beat_of(self, run_id: str, attempt: int) -> Path:
-        """Return the beat file of one attempt."""
-        return self.beats / f"{run_id}-a{attempt}.json"
-
     def checkpoints_of(self, run_id: str, attempt: int | None = None) -> Path:
         """Return the checkpoint folder of a run, or of one attempt at it."""
         folder = self.checkpoints / run_id

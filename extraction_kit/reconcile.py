@@ -3,8 +3,14 @@
 Idempotent, and safe to run anywhere at any time: every change is a compare-and-set on the
 attempt that the evidence was about. Unknown evidence grants nothing. Work that was ever
 claimed is never started again from here; only attempts that nobody claimed are sent again.
+
+Two kinds of processes are killed, and only when the kernel of this machine proves that they
+are the ones meant: one that a person cancelled and that does not stop, and one that an
+earlier attempt left behind and that the attempt of now waits for.
 """
 
+import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,7 +23,7 @@ from extraction_kit.catalog.publish import publish, read_manifest, staged_and_so
 from extraction_kit.config import Settings
 from extraction_kit.errors import QueueUnreachable
 from extraction_kit.jobqueue import Evidence, JobQueue
-from extraction_kit.ledger import records
+from extraction_kit.ledger import events, records
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.store import Store
 from extraction_kit.ledger.transitions import Mover, move, next_attempt, queued
@@ -31,8 +37,9 @@ from extraction_kit.lifecycle import (
     RunState,
     job_id_of,
 )
-from extraction_kit.liveness import Observations, ProcessIdentity, read_beat
+from extraction_kit.liveness import Beat, Beats, Observations, ProcessIdentity
 from extraction_kit.paths import Paths
+from extraction_kit.version import __version__
 
 
 class Action(StrEnum):
@@ -42,7 +49,10 @@ class Action(StrEnum):
     ENQUEUE = "enqueue"
     SUPERSEDE = "supersede"
     REAP = "reap"
+    KILL = "kill"
 
+
+_KILL_TAKES_S = 5.0  # a killed process may first have to leave a system call
 
 # Evidence that an unclaimed attempt will not run under its id any more.
 _LOST = frozenset(
@@ -83,7 +93,9 @@ def about_unclaimed(
     return Action.SUPERSEDE if unchanged_s >= patience_s else Action.LEAVE
 
 
-def about_claimed(*, gone: bool | None, silent_s: float, settings: Settings) -> Action:
+def about_claimed(
+    *, gone: bool | None, silent_s: float, cancelled_s: float, settings: Settings
+) -> Action:
     """Decide about an attempt that a process claimed; what RQ says plays no part.
 
     Parameters
@@ -92,10 +104,24 @@ def about_claimed(*, gone: bool | None, silent_s: float, settings: Settings) -> 
         Whether its process is provably gone (None: cannot be told from here).
     silent_s : float
         For how long its beat number is unchanged, on this observer's clock.
+    cancelled_s : float
+        For how long a person's request to stop has been standing, on this observer's clock.
     settings : Settings
-        The lease.
+        The lease, and the patience with a process that was told to stop.
     """
-    return Action.REAP if gone or silent_s >= settings.lease_s else Action.LEAVE
+    if gone or silent_s >= settings.lease_s:
+        return Action.REAP
+    overdue = cancelled_s >= settings.kill_after_s
+    return Action.KILL if overdue and gone is False else Action.LEAVE
+
+
+def about_predecessor(*, gone: bool | None, lingers_s: float, settings: Settings) -> Action:
+    """Decide about the process of an earlier attempt while the next one waits.
+
+    It is fenced: it can do nothing useful any more, but it holds memory and a worker's slot.
+    """
+    lingers = gone is False and lingers_s >= settings.kill_after_s
+    return Action.KILL if lingers else Action.LEAVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +139,7 @@ class Reconciler:
 
     store: Store
     queue: JobQueue
+    beats: Beats
     paths: Paths
     settings: Settings
     name: str  # of the observer, for events
@@ -135,6 +162,7 @@ class Reconciler:
         if adopted is not None:
             yield adopted
         elif run.state in UNCLAIMED:
+            yield from self._end_predecessor(run)
             yield from self._settle_unclaimed(run)
         elif run.state in CLAIMED:
             yield from self._settle_claimed(run)
@@ -180,6 +208,7 @@ class Reconciler:
                 Move.SUPERSEDE,
                 by=self._mover(),
                 job_id=job_id,
+                kit_version=__version__,
                 text=why,
             )
             successor = records.run(connection, run.run_id)
@@ -187,42 +216,100 @@ class Reconciler:
             self.send(successor)
         return moved
 
+    def _end_predecessor(self, run: RunRecord) -> Iterator[Done]:
+        with self.store.read() as connection:
+            recorded = records.predecessor(connection, run)
+        if recorded is None:
+            return
+        process = ProcessIdentity.from_dict(recorded)
+        gone = process.gone()
+        lingers_s = self.observations.unchanged_s(_predecessor_key(run), process.pid)
+        action = about_predecessor(gone=gone, lingers_s=lingers_s, settings=self.settings)
+        if action is Action.KILL and _killed(process):
+            why = f"process {process.pid} of an earlier attempt was still there: killed"
+            self._note(run, "killed", why)
+            yield Done(run_id=run.run_id, what="has its way free", why=why)
+
     # --- claimed --------------------------------------------------------------------------
 
     def _settle_claimed(self, run: RunRecord) -> Iterator[Done]:
-        beat = read_beat(self.paths.beat_of(run.run_id, run.attempt))
-        number = None if beat is None else beat.number
-        silent_s = self.observations.unchanged_s(_beat_key(run), number)
+        silent_s, cancelled_s = self._observe(run)
         identity = None if run.process is None else ProcessIdentity.from_dict(run.process)
         gone = None if identity is None else identity.gone()
-        if (
-            about_claimed(gone=gone, silent_s=silent_s, settings=self.settings)
-            is not Action.REAP
-        ):
-            return
-        where = "its process" if identity is None else f"process {identity.pid}"
-        why = (
-            f"{where} is gone"
-            if gone
-            else f"{where} gave no sign of life for {silent_s:.0f} s"
+        action = about_claimed(
+            gone=gone, silent_s=silent_s, cancelled_s=cancelled_s, settings=self.settings
         )
-        if self._reap(run, why):
-            yield Done(run_id=run.run_id, what="interrupted", why=why)
+        where = "its process" if identity is None else f"process {identity.pid}"
+        if action is Action.REAP:
+            silence = f"{where} gave no sign of life for {silent_s:.0f} s"
+            yield from self.end(run, f"{where} is gone" if gone else silence)
+        elif action is Action.KILL and identity is not None:
+            why = f"{where} did not stop within {cancelled_s:.0f} s and was killed"
+            if self._still_cancelled(run) and _killed(identity):
+                yield from self.end(run, why)
+
+    def _observe(self, run: RunRecord) -> tuple[float, float]:
+        """Note beat, progress and order to stop; return since when silent and cancelled."""
+        beat = self.beats.read(run.run_id, run.attempt)
+        number = None if beat is None else beat.number
+        self.observations.unchanged_s(progress_key(run), progress_of(beat))
+        silent_s = self.observations.unchanged_s(beat_key(run), number)
+        ordered = run.cancel_requested and run.state is RunState.EXTRACTING
+        standing_s = self.observations.unchanged_s(_cancel_key(run), ordered)
+        return silent_s, standing_s if ordered else 0.0
+
+    def _still_cancelled(self, run: RunRecord) -> bool:
+        now = self._read(run.run_id)
+        return (
+            now is not None
+            and now.attempt == run.attempt
+            and now.state is RunState.EXTRACTING
+            and now.cancel_requested
+        )
+
+    def stop_process(self, run: RunRecord) -> bool:
+        """Ask the process of a claimed run to stop, then kill it.
+
+        Returns
+        -------
+        bool
+            True if it is provably gone; False if it runs where this machine cannot see it.
+        """
+        if run.process is None:
+            return False
+        process = ProcessIdentity.from_dict(run.process)
+        process.signal(signal.SIGTERM)
+        deadline = time.monotonic() + self.settings.kill_after_s
+        while process.gone() is False and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return process.gone() is True or _killed(process)
+
+    def end(
+        self, run: RunRecord, why: str, *, by: Actor = Actor.RECONCILER
+    ) -> Iterator[Done]:
+        """Record that a claimed attempt has ended without a word; adopt what it left whole.
+
+        One that a person had cancelled ends as cancelled, any other as interrupted.
+        """
+        cancelled = run.cancel_requested and run.state is RunState.EXTRACTING
+        what = Move.CANCEL if cancelled and by is Actor.RECONCILER else Move.REAP
+        state = RunState.CANCELLED if what is Move.CANCEL else RunState.INTERRUPTED
+        with self.store.write() as connection:
+            moved = move(
+                connection,
+                run.target,
+                what,
+                by=self._mover(by),
+                text=why,
+                values={"error": f"{state}: {why}"},
+            )
+        if moved:
+            self.beats.forget(run.run_id, run.attempt)
+            yield Done(run_id=run.run_id, what=str(state), why=why)
             rested = self._read(run.run_id)
             adopted = None if rested is None else self.adopt(rested)
             if adopted is not None:
                 yield adopted
-
-    def _reap(self, run: RunRecord, why: str) -> bool:
-        with self.store.write() as connection:
-            return move(
-                connection,
-                run.target,
-                Move.REAP,
-                by=self._mover(),
-                text=why,
-                values={"error": f"interrupted: {why}"},
-            )
 
     # --- published already ----------------------------------------------------------------
 
@@ -265,8 +352,31 @@ class Reconciler:
         with self.store.read() as connection:
             return records.run(connection, run_id)
 
-    def _mover(self) -> Mover:
-        return Mover(actor=Actor.RECONCILER, name=self.name, at=self.now())
+    def _note(self, run: RunRecord, kind: str, text: str) -> None:
+        by = self._mover()
+        with self.store.write() as connection:
+            events.record(
+                connection,
+                run.run_id,
+                attempt=run.attempt,
+                at=by.at,
+                kind=kind,
+                actor=by.label,
+                text=text,
+            )
+
+    def _mover(self, actor: Actor = Actor.RECONCILER) -> Mover:
+        return Mover(actor=actor, name=self.name, at=self.now())
+
+
+def _killed(process: ProcessIdentity) -> bool:
+    """Kill a process; True when it is gone."""
+    if not process.signal(signal.SIGKILL):
+        return process.gone() is True
+    deadline = time.monotonic() + _KILL_TAKES_S
+    while process.gone() is False and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process.gone() is True
 
 
 def completion(manifest: dict[str, Any], folder: Path, *, at: datetime) -> dict[str, Any]:
@@ -287,9 +397,29 @@ def _queue_key(run: RunRecord) -> str:
     return f"queue {run.job_id}"
 
 
-def _beat_key(run: RunRecord) -> str:
+def beat_key(run: RunRecord) -> str:
+    """Return the name under which the beat number of an attempt is observed."""
     return f"beat {run.run_id}-a{run.attempt}"
 
 
-def _keys(run: RunRecord) -> tuple[str, str]:
-    return _queue_key(run), _beat_key(run)
+def progress_key(run: RunRecord) -> str:
+    """Return the name under which the progress of an attempt is observed."""
+    return f"progress {run.run_id}-a{run.attempt}"
+
+
+def progress_of(beat: Beat | None) -> str:
+    """Return what must change for a process to count as advancing."""
+    return "none" if beat is None else f"{beat.phase} {beat.n_tokens_done}"
+
+
+def _cancel_key(run: RunRecord) -> str:
+    return f"cancel {run.run_id}-a{run.attempt}"
+
+
+def _predecessor_key(run: RunRecord) -> str:
+    return f"predecessor {run.run_id}-a{run.attempt}"
+
+
+def _keys(run: RunRecord) -> tuple[str, ...]:
+    makers = (_queue_key, beat_key, progress_key, _cancel_key, _predecessor_key)
+    return tuple(make(run) for make in makers)

@@ -92,9 +92,9 @@ class Watcher:
         service.cancel(self.bench, run_id)
         return self.view(run_id)
 
-    def resume(self, run_id: str) -> RunView:
+    def resume(self, run_id: str, *, force: bool = False) -> RunView:
         """Resume a run."""
-        service.resume(self.bench, run_id)
+        service.resume(self.bench, run_id, force=force)
         return self.view(run_id)
 
     def highlights(self, run_id: str, n: int) -> list[dict[str, Any]]:
@@ -279,15 +279,20 @@ class Run:
         self._watcher.cancel(self.run_id)
         return self
 
-    def resume(self) -> Self:
-        """Continue a failed, cancelled or interrupted run from its last checkpoint.
+    def resume(self, *, force: bool = False) -> Self:
+        """Continue a failed, cancelled, interrupted or stuck run from its last checkpoint.
+
+        Parameters
+        ----------
+        force : bool
+            Go on although the process of a stuck run cannot be seen from this machine.
 
         Raises
         ------
         AlreadyCompleted, StillActive, TrainingBusy
             There is nothing to continue, or not now.
         """
-        self._watcher.resume(self.run_id)
+        self._watcher.resume(self.run_id, force=force)
         self.refusal = None
         return self
 

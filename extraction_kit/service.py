@@ -37,6 +37,8 @@ from extraction_kit.ledger.transitions import (
     request_cancel,
 )
 from extraction_kit.lifecycle import (
+    ACTIVE,
+    CLAIMED,
     Actor,
     Answer,
     Move,
@@ -272,8 +274,21 @@ def send(bench: Workbench, run_id: str) -> bool:
 # --- resume and cancel ------------------------------------------------------------------------
 
 
-def resume(bench: Workbench, run_id: str) -> None:
-    """Continue a failed, cancelled or interrupted run under a new attempt.
+def resume(bench: Workbench, run_id: str, *, force: bool = False) -> None:
+    """Continue a failed, cancelled, interrupted or stuck run under a new attempt.
+
+    A stuck run's process is asked to stop, killed after ``Settings.kill_after_s``, and must
+    be gone before anything else is done.
+
+    Parameters
+    ----------
+    bench : Workbench
+        The workspace.
+    run_id : str
+        Which run.
+    force : bool
+        Go on although the process of a stuck run cannot be seen from this machine: it is
+        fenced and can write nothing, but may hold its GPU.
 
     Raises
     ------
@@ -281,6 +296,12 @@ def resume(bench: Workbench, run_id: str) -> None:
         There is nothing to continue, or not now; nothing was changed.
     """
     run = read_run(bench, run_id)
+    if run.state in ACTIVE:
+        bench.reconcile()  # its process may be gone since somebody looked last
+        run = read_run(bench, run_id)
+    if run.state in CLAIMED and bench.is_stuck(run):
+        _stop_stuck(bench, run, force=force)
+        run = read_run(bench, run_id)
     if answer_to_resume(run.state) is Answer.NEW_ATTEMPT:
         bench.require_space()
         bench.start_processes()
@@ -295,6 +316,26 @@ def resume(bench: Workbench, run_id: str) -> None:
     if refusal is not None:
         raise refusal
     send(bench, run_id)
+
+
+def _stop_stuck(bench: Workbench, run: RunRecord, *, force: bool) -> None:
+    reconciler = bench.reconciler()
+    hours = bench.settings.stuck_after_s / 3600
+    if reconciler.stop_process(run):
+        why = f"made no progress for {hours:g} h; its process was stopped"
+    elif force:
+        why = f"made no progress for {hours:g} h; given up without seeing its process"
+    else:
+        raise _note_and_return(bench, run, cannot_verify(run))
+    for _ in reconciler.end(run, why, by=Actor.USER):
+        pass
+
+
+def _note_and_return(bench: Workbench, run: RunRecord, refusal: RunRefused) -> RunRefused:
+    by = bench.mover()
+    with bench.store.write() as connection:
+        _note_refusal(connection, run, refusal, by_label=by.label, at=by.at)
+    return refusal
 
 
 def _resume(connection: Connection, run_id: str, by: Any) -> RunRefused | None:  # noqa: ANN401
@@ -315,7 +356,15 @@ def _resume(connection: Connection, run_id: str, by: Any) -> RunRefused | None: 
         attempt=run.attempt + 1,
     )
     text = f"continues as attempt {run.attempt + 1}"
-    next_attempt(connection, run.target, Move.RESUME, by=by, job_id=job_id, text=text)
+    next_attempt(
+        connection,
+        run.target,
+        Move.RESUME,
+        by=by,
+        job_id=job_id,
+        kit_version=__version__,
+        text=text,
+    )
     return None
 
 
@@ -411,6 +460,17 @@ def run_still_active(run: RunRecord) -> StillActive:
     because = (
         f"run {run.run_id} is {run.state} (job {run.job_id}): nothing to resume. Watch it with "
         "run.wait(), or stop it with run.cancel()"
+    )
+    return StillActive(run_id=run.run_id, state=str(run.state), because=because)
+
+
+def cannot_verify(run: RunRecord) -> StillActive:
+    """Return the refusal to restart what might still be computing somewhere else."""
+    where = "{host} (pid {pid})".format(**(run.process or {"host": "?", "pid": "?"}))
+    because = (
+        f"run {run.run_id} is stuck, but its process on {where} cannot be seen from this "
+        "machine. Stop it there, or type run.resume(force=True): it can write nothing more, "
+        "but may hold its GPU until it ends"
     )
     return StillActive(run_id=run.run_id, state=str(run.state), because=because)
 

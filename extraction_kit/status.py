@@ -18,7 +18,7 @@ from extraction_kit.jobqueue import Evidence
 from extraction_kit.ledger import events, records
 from extraction_kit.ledger.records import RunRecord, TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
-from extraction_kit.liveness import Beat, read_beat
+from extraction_kit.liveness import Beat
 from extraction_kit.service import read_run, refusal_of
 from extraction_kit.views import Happening, RunView
 from extraction_kit.workbench import Workbench
@@ -62,8 +62,8 @@ def _views(bench: Workbench, runs: Iterable[RunRecord]) -> Iterator[RunView]:
 def _view(
     bench: Workbench, run: RunRecord, *, training: TrainingRecord, n_refusals: int
 ) -> RunView:
-    beat = read_beat(bench.paths.beat_of(run.run_id, run.attempt))
-    working = beat if run.state in CLAIMED else None
+    claimed = run.state in CLAIMED
+    working = bench.beats.read(run.run_id, run.attempt) if claimed else None
     summary = run.summary or {}
     checkpoint = None if run.state is RunState.COMPLETED else _checkpoint_tokens(bench, run)
     shown = _shown(working, summary)
@@ -153,7 +153,7 @@ def _findings(bench: Workbench, run: RunRecord, beat: Beat | None) -> Iterator[s
     if run.state in UNCLAIMED:
         yield from _findings_while_waiting(bench, run)
     if run.state in CLAIMED:
-        yield from _findings_while_working(bench, beat)
+        yield from _findings_while_working(bench, run, beat)
         if run.cancel_requested:
             yield "cancel requested: it stops at the next batch"
 
@@ -167,17 +167,21 @@ def _findings_while_waiting(bench: Workbench, run: RunRecord) -> Iterator[str]:
         yield "no worker has registered with this server: start `extraction-kit worker`"
 
 
-def _findings_while_working(bench: Workbench, beat: Beat | None) -> Iterator[str]:
+def _findings_while_working(
+    bench: Workbench, run: RunRecord, beat: Beat | None
+) -> Iterator[str]:
     settings = bench.settings
     if not bench.uses_own_server and not embedded.worker_alive(bench.paths):
         yield "its worker is gone; the process goes on without a supervisor"
-    silent_s = _age_s(beat, "at")
-    if silent_s is not None and silent_s > settings.lease_s:
+    silent_s = bench.silent_for_s(run, beat)
+    if silent_s > 2 * settings.beat_s:
         yield f"no sign of life for {silent_s:.0f} s, verifying"
-    idle_s = _age_s(beat, "progress_at")
-    if idle_s is not None and idle_s > settings.stuck_after_s:
-        hours = idle_s / 3600
-        yield f"stuck: no progress for {hours:.1f} h although the process lives"
+    idle_s = bench.idle_for_s(run, beat)
+    if idle_s >= settings.stuck_after_s:
+        yield (
+            f"stuck: no progress for {idle_s / 3600:.1f} h although the process lives. "
+            "run.resume() stops it and continues from its last checkpoint"
+        )
 
 
 def _advice(run: RunRecord, checkpoint: int | None) -> str:

@@ -15,6 +15,7 @@ from extraction_kit.atomic import remove_folder, unusable, write_json
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import (
+    BadConfig,
     BadModel,
     BadSae,
     QueueUnreachable,
@@ -23,13 +24,14 @@ from extraction_kit.errors import (
 )
 from extraction_kit.jobqueue import JobQueue
 from extraction_kit.ledger import records
+from extraction_kit.ledger.beats import BeatRows
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.store import Store
 from extraction_kit.ledger.transitions import Mover
 from extraction_kit.lifecycle import Actor, digest_of
-from extraction_kit.liveness import Observations
+from extraction_kit.liveness import Beat, BeatFiles, Beats, Observations
 from extraction_kit.paths import Paths
-from extraction_kit.reconcile import Done, Reconciler
+from extraction_kit.reconcile import Done, Reconciler, beat_key, progress_key, progress_of
 from extraction_kit.trainings import Training, describe_training
 from extraction_kit.version import __version__
 
@@ -95,6 +97,11 @@ class Workbench:
         """Return who moves: the person of this process, now."""
         return Mover(actor=actor, name=person(), at=self.now())
 
+    @property
+    def beats(self) -> Beats:
+        """Where beats are: files here, rows where the ledger is shared by several machines."""
+        return BeatFiles(self.paths.beats) if self.store.is_sqlite else BeatRows(self.store)
+
     # --- processes ------------------------------------------------------------------------
 
     @property
@@ -115,11 +122,19 @@ class Workbench:
         if not self.uses_own_server:
             self.start_server()
             self.start_worker()
+            self.start_monitor()
 
     def start_worker(self) -> bool:
         """Start a detached worker unless one is alive; True if this call started it."""
         environment = self.settings.to_environment()
         return embedded.start_worker(
+            self.paths, version=__version__, environment=environment
+        )
+
+    def start_monitor(self) -> bool:
+        """Start a detached monitor unless one is alive; True if this call started it."""
+        environment = self.settings.to_environment()
+        return embedded.start_monitor(
             self.paths, version=__version__, environment=environment
         )
 
@@ -133,19 +148,42 @@ class Workbench:
 
     def reconcile(self) -> list[Done]:
         """Bring the ledger in line with the evidence."""
-        reconciler = Reconciler(
+        return self.reconciler().reconcile()
+
+    def reconciler(self) -> Reconciler:
+        """Return who may act on the evidence."""
+        return Reconciler(
             store=self.store,
             queue=self.queue,
+            beats=self.beats,
             paths=self.paths,
             settings=self.settings,
             name=f"{platform.node()}:{os.getpid()}",
             now=self.now,
-            observations=Observations(self.paths.beats),
+            observations=self.observations(),
         )
-        return reconciler.reconcile()
 
-    def sign_worker_card(self, card: Path) -> None:
-        """Say which worker holds the slot."""
+    def observations(self) -> Observations:
+        """Return what observers of this machine have seen."""
+        # Half a lease: two looks in a row are needed before anybody counts as silent.
+        return Observations(self.paths.beats, longest_gap_s=self.settings.lease_s / 2)
+
+    def silent_for_s(self, run: RunRecord, beat: Beat | None) -> float:
+        """Return for how long observers saw the beat number of a run unchanged."""
+        number = None if beat is None else beat.number
+        return self.observations().load().known_s(beat_key(run), number)
+
+    def idle_for_s(self, run: RunRecord, beat: Beat | None) -> float:
+        """Return for how long observers saw the progress of a run unchanged."""
+        return self.observations().load().known_s(progress_key(run), progress_of(beat))
+
+    def is_stuck(self, run: RunRecord) -> bool:
+        """Tell whether a claimed run has made no progress for ``Settings.stuck_after_s``."""
+        beat = self.beats.read(run.run_id, run.attempt)
+        return self.idle_for_s(run, beat) >= self.settings.stuck_after_s
+
+    def sign_card(self, card: Path) -> None:
+        """Say which process holds a slot."""
         write_json(card, {"pid": os.getpid(), "version": __version__}, durable=False)
 
     # --- what a run was launched with -----------------------------------------------------
@@ -243,6 +281,22 @@ class Workbench:
                     f"registered: digest {registered[:12]} then, {now[:12]} now. Put the old "
                     "files back, or register the new ones under another id"
                 )
+
+    def check_content(self, run: RunRecord, training: Training, corpus: Corpus) -> None:
+        """Refuse to compute what would be something else than the run was launched for.
+
+        Raises
+        ------
+        BadConfig
+            This release reads the same words differently: statistics of another format.
+        """
+        found = self.content_key(training, corpus, self.config_of(run))
+        if found != run.content_key:
+            raise BadConfig(
+                f"run {run.run_id} has content key {run.content_key[:12]}, this extraction_kit "
+                f"({__version__}) would compute {found[:12]}: it was launched by a release "
+                "with another format of statistics. Launch it again under this release"
+            )
 
     # --- upkeep ---------------------------------------------------------------------------
 

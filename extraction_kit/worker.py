@@ -23,10 +23,11 @@ from extraction_kit.errors import ExtractionKitError, Failure
 from extraction_kit.ledger import events, records, transitions
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.transitions import Mover, Target
-from extraction_kit.lifecycle import Actor, Move, RunState
+from extraction_kit.lifecycle import UNCLAIMED, Actor, Move, RunState
 from extraction_kit.liveness import Beat, ProcessIdentity
 from extraction_kit.reconcile import completion
 from extraction_kit.status import write_snapshot
+from extraction_kit.version import __version__
 from extraction_kit.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Lease:
         self._bench = bench
         self._target = target
         self._settings = bench.settings_of(run)
-        self._path = bench.paths.beat_of(target.run_id, target.attempt)
+        self._beats = bench.beats
         self._beat = Beat(number=0)
         self._writing = threading.Lock()  # of `_beat`: two threads replace it
         self._order: BaseException | None = None
@@ -146,7 +147,7 @@ class Lease:
             self._beat = replace(self._beat, number=self._beat.number + 1, at=time.time())
             beat = self._beat
         try:
-            beat.write(self._path)
+            self._beats.write(self._target.run_id, self._target.attempt, beat)
             with self._bench.store.read() as connection:
                 run = records.run(connection, self._target.run_id)
         except ExtractionKitError as error:
@@ -187,9 +188,11 @@ def run_job(run_id: str, attempt: int) -> dict[str, Any]:
     -------
     dict
         ``run_id``, ``attempt``, ``state`` and ``results_dir`` as recorded. The same for a
-        duplicate delivery, which does nothing else.
+        delivery that is refused, which does nothing else.
     """
     bench = Workbench.open(Path(os.environ["EXTRACTION_KIT_HOME"]))
+    if not isinstance(run_id, str) or type(attempt) is not int:
+        run_id, attempt = repr(run_id)[:80], 0  # somebody else's job: refused below
     process = ProcessIdentity.of_this_process()
     by = Mover(actor=Actor.WORKER, name=f"{process.host}:{process.pid}", at=bench.now())
     target = Target(run_id=run_id, attempt=attempt, nonce=uuid.uuid4().hex)
@@ -200,21 +203,39 @@ def run_job(run_id: str, attempt: int) -> dict[str, Any]:
             by=by,
             nonce=str(target.nonce),
             process=process.to_dict(),
+            kit_version=__version__,
         )
         run = records.run(connection, run_id)
-        if not claimed and run is not None:
+        if not claimed:
+            kind, text = _refused_delivery(run, run_id, attempt)
             events.record_again(
                 connection,
-                run_id,
+                None if run is None else run_id,
                 attempt=attempt,
                 at=by.at,
-                kind="duplicate delivery",
+                kind=kind,
                 actor="queue",
-                text=f"attempt {attempt} was delivered again and refused",
+                text=text,
             )
     if claimed and run is not None:
         Attempt(bench, run, target).work()
     return _answer(bench, run_id, attempt)
+
+
+def _refused_delivery(run: RunRecord | None, run_id: str, attempt: int) -> tuple[str, str]:
+    """Return kind and text of the event for a job that won no claim."""
+    if run is None:
+        return (
+            "unknown delivery",
+            f"a job named run {run_id}, which does not exist: refused",
+        )
+    waits = run.state in UNCLAIMED and run.attempt == attempt
+    if waits and run.kit_version != __version__:
+        return "foreign delivery", (
+            f"attempt {attempt} is meant for a worker of extraction_kit {run.kit_version}, "
+            f"this one is {__version__}: refused"
+        )
+    return "duplicate delivery", f"attempt {attempt} was delivered again and refused"
 
 
 def _answer(bench: Workbench, run_id: str, attempt: int) -> dict[str, Any]:
@@ -257,10 +278,17 @@ class Attempt:
             self._move(stopped.move, stopped.why, error=stopped.why)
         except Exception as error:  # noqa: BLE001 - the worker's edge: every failure is recorded
             self._fail(error)
-        self._bench.paths.beat_of(self._run.run_id, self._run.attempt).unlink(
-            missing_ok=True
-        )
+        self._forget_beat()
         _refresh_snapshot(self._bench)
+
+    def _forget_beat(self) -> None:
+        try:
+            self._bench.beats.forget(self._run.run_id, self._run.attempt)
+        except (
+            ExtractionKitError,
+            OSError,
+        ) as error:  # it is of no use to anybody any more
+            log.warning("a beat stays: %s", error)
 
     def _complete(self, lease: Lease) -> None:
         final = self._bench.paths.results_of(self._run.run_id)
@@ -281,6 +309,7 @@ class Attempt:
         training = bench.training(run.training_id)
         bench.check_unchanged(training)
         corpus = bench.corpus_of(run)
+        bench.check_content(run, training, corpus)
 
         def on_progress(progress: "Progress") -> None:
             try:
@@ -348,24 +377,34 @@ class Attempt:
 # --- the parent -----------------------------------------------------------------------------
 
 
-def serve(home: Path, *, burst: bool = False) -> None:
+def serve(home: Path, *, slot_number: int = 1, burst: bool = False) -> None:
     """Serve the queue of the workspace at `home` until told to stop.
+
+    Parameters
+    ----------
+    home : Path
+        The workspace.
+    slot_number : int
+        Which of this machine's workers it is; one job at a time runs in each slot.
+    burst : bool
+        Stop when the queue is empty.
 
     Raises
     ------
     Failure
-        Another local worker holds the slot of this workspace.
+        Another local worker holds the slot.
     """
     bench = Workbench.open(home)
     os.environ["EXTRACTION_KIT_HOME"] = str(home)
-    slot = embedded.worker_slot(bench.paths)
+    slot = embedded.worker_slot(bench.paths, slot_number)
     lock = embedded.take_lock(slot.lock, patience_s=1.0)
     if lock is None:
         raise Failure(
-            f"a worker (pid {embedded.worker_pid(bench.paths)}) serves {home} already. "
-            "Type `extraction-kit down` to stop it first"
+            f"a worker (pid {slot.pid()}) serves {home} in slot {slot_number} already. Type "
+            "`extraction-kit down` to stop it first, or give another one its own slot: "
+            f"`extraction-kit worker --slot {slot_number + 1}`"
         )
-    bench.sign_worker_card(slot.card)
+    bench.sign_card(slot.card)
 
     def in_job() -> None:
         os.close(lock)  # a job that outlives its parent must not look like a worker

@@ -268,6 +268,7 @@ class Workspace:
         """
         self._bench.start_server()
         self._bench.start_worker()
+        self._bench.start_monitor()
         self._bench.reconcile()
         self.refresh_catalog()
 
@@ -280,7 +281,8 @@ class Workspace:
             The worker does not end; its pid is named.
         """
         paths = self._bench.paths
-        if not embedded.stop_worker(paths):
+        embedded.monitor_slot(paths).stop()
+        if not embedded.stop_workers(paths):
             raise WorkerNotStarted(
                 f"worker {embedded.worker_pid(paths)} does not end: its job may be in a long "
                 f"step. Wait and type it again, or look at {paths.logs / 'worker.log'}"

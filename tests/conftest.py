@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests import postgres
+
 for _name in [name for name in os.environ if name.startswith("EXTRACTION_KIT_")]:
     del os.environ[_name]  # a test must not touch the workspace or the server of its reader
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -71,3 +73,22 @@ def tiny(tmp_path_factory):
         d_in=16,
         d_sae=48,
     )
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A PostgreSQL server that lives as long as the tests."""
+    with postgres.server() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server):
+    """The URL of an empty database on a real PostgreSQL."""
+    return postgres.fresh_database(postgres_server)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request):
+    """What ``Settings.ledger_url`` is: None for SQLite, else an empty PostgreSQL database."""
+    return None if request.param == "sqlite" else request.getfixturevalue("postgres_url")

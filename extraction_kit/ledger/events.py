@@ -36,7 +36,7 @@ def record(
 
 def record_again(
     connection: Connection,
-    run_id: str,
+    run_id: str | None,
     *,
     attempt: int,
     at: datetime,
@@ -46,7 +46,7 @@ def record_again(
 ) -> None:
     """Count a repetition of the same event, or append its first occurrence."""
     same = select(func.max(events.c.seq)).where(
-        events.c.run_id == run_id,
+        events.c.run_id.is_not_distinct_from(run_id),  # None: no run is named
         events.c.attempt == attempt,
         events.c.kind == kind,
         events.c.text == text,

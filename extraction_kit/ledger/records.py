@@ -120,6 +120,20 @@ def active_run(connection: Connection, training_id: str) -> RunRecord | None:
     return None if row is None else _run(row)
 
 
+def predecessor(connection: Connection, run: RunRecord) -> Mapping[str, Any] | None:
+    """Return the process that claimed the newest earlier attempt, or None."""
+    return connection.execute(
+        select(attempts.c.process)
+        .where(
+            attempts.c.run_id == run.run_id,
+            attempts.c.attempt < run.attempt,
+            attempts.c.claimed_at.is_not(None),
+        )
+        .order_by(attempts.c.attempt.desc())
+        .limit(1)
+    ).scalar()
+
+
 def training(connection: Connection, training_id: str) -> TrainingRecord | None:
     """Return one training, or None."""
     row = connection.execute(

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -60,6 +61,7 @@ class Utc(TypeDecorator[datetime]):
 
 
 metadata = MetaData()
+_BIG = BigInteger().with_variant(Integer, "sqlite")  # which has 64 bits in every integer
 
 trainings = Table(
     "trainings",
@@ -85,7 +87,7 @@ runs = Table(
     Column("cancel_requested", Boolean, nullable=False),
     Column("corpus_digest", String(64), nullable=False),
     Column("corpus", JSON, nullable=False),
-    Column("n_tokens", Integer, nullable=False),
+    Column("n_tokens", _BIG, nullable=False),
     Column("config", JSON, nullable=False),
     Column("settings", JSON, nullable=False),
     Column("kit_version", String(40), nullable=False),
@@ -123,6 +125,15 @@ attempts = Table(
     Column("claimed_at", Utc),
     Column("ended_at", Utc),
     Column("process", JSON),  # liveness.ProcessIdentity of the claim
+)
+
+# Only where several machines share the ledger; else beats are files.
+beats = Table(
+    "beats",
+    metadata,
+    Column("run_id", String(16), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("beat", JSON, nullable=False),
 )
 
 events = Table(

@@ -1,7 +1,8 @@
 """The connection to the ledger: transactions, migrations, and how their errors read.
 
 No connection outlives a ``with`` block, so a process may fork at any time in between, and
-a reader never keeps a lock.
+a reader never keeps a lock. There is one writer at a time on both databases: SQLite by
+``BEGIN IMMEDIATE``, PostgreSQL by an advisory lock that lasts as long as the transaction.
 """
 
 import sqlite3
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection as Connection  # noqa: PLC0414 - named by who imports only us
-from sqlalchemy import Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, IntegrityError, InternalError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from extraction_kit.atomic import unusable
-from extraction_kit.errors import LedgerBusy, LedgerConflict, WorkspaceUnusable
+from extraction_kit.config import masked
+from extraction_kit.errors import BadSettings, LedgerBusy, LedgerConflict, WorkspaceUnusable
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a test compares it with the folder."""
 
 SAFE_WAL = (3, 51, 3)
@@ -33,26 +35,37 @@ class Store:
     Parameters
     ----------
     url : str
-        SQLAlchemy URL; SQLite or PostgreSQL.
+        SQLAlchemy URL; SQLite or PostgreSQL (``postgresql://user:password@host/name``).
     busy_timeout_s : float
-        How long SQLite waits for another writer before `LedgerBusy`.
+        How long a writer waits for another one before `LedgerBusy`.
+    frozen_after_s : float
+        How long a PostgreSQL transaction may stand still before the server rolls it back:
+        a process that freezes inside one does not lock the others out for ever.
+
+    Raises
+    ------
+    BadSettings
+        The URL cannot be read, or names a database that the ledger does not know.
     """
 
-    def __init__(self, url: str, *, busy_timeout_s: float = 30.0) -> None:
-        self.url = url
+    def __init__(
+        self, url: str, *, busy_timeout_s: float = 30.0, frozen_after_s: float = 20.0
+    ) -> None:
+        self.name = str(masked(url))  # for messages: without the password
         self._busy_timeout_s = busy_timeout_s
-        self._engine: Engine = create_engine(url, poolclass=NullPool)
+        self._frozen_after_s = frozen_after_s
+        self._engine = _engine_of(url)
         self.is_sqlite = self._engine.dialect.name == "sqlite"
-        if self.is_sqlite:
-            event.listen(self._engine, "connect", self._on_connect)
-            event.listen(self._engine, "begin", _begin_immediate)
+        prepare = self._prepare_sqlite if self.is_sqlite else self._prepare_postgresql
+        event.listen(self._engine, "connect", prepare)
+        event.listen(self._engine, "begin", _begin_writing)
 
     @classmethod
     def at(cls, path: Path, **options: Any) -> "Store":  # noqa: ANN401 - passed on
         """Open the SQLite ledger at `path`."""
         return cls(f"sqlite:///{path}", **options)
 
-    def _on_connect(self, connection: sqlite3.Connection, _record: object) -> None:
+    def _prepare_sqlite(self, connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         for pragma in (
             f"busy_timeout = {int(self._busy_timeout_s * 1000)}",
@@ -60,6 +73,17 @@ class Store:
             "foreign_keys = ON",
         ):
             connection.execute(f"PRAGMA {pragma}")
+
+    def _prepare_postgresql(self, connection: Any, _record: object) -> None:  # noqa: ANN401 - psycopg's
+        limits_s = {
+            "lock_timeout": self._busy_timeout_s,
+            "statement_timeout": self._busy_timeout_s + 30,  # a lock is waited for in one
+            "idle_in_transaction_session_timeout": self._frozen_after_s,
+        }
+        connection.autocommit = True
+        for name, limit_s in limits_s.items():
+            connection.execute(f"SET {name} = {int(limit_s * 1000)}")
+        connection.autocommit = False
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -82,21 +106,26 @@ class Store:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
+        except (OperationalError, InternalError) as error:
             raise self._named(error) from error
         except IntegrityError as error:
             raise LedgerConflict(f"another process was faster: {error.orig}") from error
 
-    def _named(self, error: OperationalError) -> Exception:
+    def _named(self, error: OperationalError | InternalError) -> Exception:
         words = str(error.orig)
-        if "locked" in words or "busy" in words:
+        if any(word in words for word in ("locked", "busy", "lock timeout")):
             return LedgerBusy(
-                f"the ledger {self.url} stayed locked for {self._busy_timeout_s:g} s by another "
+                f"the ledger {self.name} stayed locked for {self._busy_timeout_s:g} s by another "
                 "program: close whatever has it open for writing, then do the same again"
             )
         return WorkspaceUnusable(
-            f"the ledger {self.url} cannot be used ({words}): check that its folder exists, "
-            "is writable and has free space; `extraction-kit doctor` looks at each of these"
+            f"the ledger {self.name} cannot be used ({words.strip()}): check that "
+            + (
+                "its folder exists, is writable and has free space"
+                if self.is_sqlite
+                else "the server runs and EXTRACTION_KIT_LEDGER_URL is right"
+            )
+            + "; `extraction-kit doctor` looks at each of these"
         )
 
     # --- schema ---------------------------------------------------------------------------
@@ -145,7 +174,7 @@ class Store:
         except CommandError as error:
             found = _version_of(connection)
             raise WorkspaceUnusable(
-                f"the ledger {self.url} is at version {found}, this extraction_kit knows up to "
+                f"the ledger {self.name} is at version {found}, this extraction_kit knows up to "
                 f"{HEAD}: it was used by a newer release. Type: pip install -U extraction_kit"
             ) from error
 
@@ -155,10 +184,43 @@ class Store:
             connection.execute(text(f"PRAGMA journal_mode = {mode}"))
 
 
-def _begin_immediate(connection: Connection) -> None:
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+
+
+def _engine_of(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        driver = _DRIVERS[parsed.drivername]
+    except (ArgumentError, KeyError) as error:
+        raise BadSettings(
+            f"ledger_url={masked(url)!r} cannot be used: sqlite:///path or "
+            "postgresql://user:password@host/name is allowed"
+        ) from error
+    try:
+        return create_engine(parsed.set(drivername=driver), poolclass=NullPool)
+    except ModuleNotFoundError as error:
+        raise BadSettings(
+            f"ledger_url={masked(url)!r} needs the package {error.name}. "
+            "Type: pip install 'extraction_kit[postgres]'"
+        ) from error
+
+
+_WRITERS_LOCK = 0x78_6B_6C  # one number for all ledgers of a database; writes are rare
+
+
+def _begin_writing(connection: Connection) -> None:
     # A read runs in autocommit: BEGIN would hold a lock between its statements.
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        return
+    if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
 
 
 def _version_of(connection: Connection) -> str | None:

@@ -53,6 +53,7 @@ def move(
     by: Mover,
     text: str,
     values: Mapping[str, Any] | None = None,
+    kit_version: str | None = None,
 ) -> bool:
     """Apply a move if it is legal now.
 
@@ -70,6 +71,8 @@ def move(
         What the event says.
     values : mapping, optional
         Further columns of ``runs`` to set.
+    kit_version : str, optional
+        The release that the attempt must be meant for.
 
     Returns
     -------
@@ -88,6 +91,8 @@ def move(
     ]
     if target.nonce is not None:
         condition.append(runs.c.nonce == target.nonce)
+    if kit_version is not None:
+        condition.append(runs.c.kit_version == kit_version)
     result = connection.execute(
         update(runs).where(*condition).values(state=str(state), **(values or {}))
     )
@@ -122,8 +127,12 @@ def claim(
     by: Mover,
     nonce: str,
     process: Mapping[str, Any],
+    kit_version: str,
 ) -> bool:
-    """Take an attempt; exactly one of all deliveries ever returns True."""
+    """Take an attempt; exactly one of all deliveries ever returns True.
+
+    A worker of another release than the one that launched or resumed it gets nothing.
+    """
     taken = move(
         connection,
         target,
@@ -131,6 +140,7 @@ def claim(
         by=by,
         text=f"claimed by {by.name}",
         values={"nonce": nonce},
+        kit_version=kit_version,
     )
     if taken:
         _stamp(connection, target, claimed_at=by.at, process=dict(process))
@@ -138,17 +148,26 @@ def claim(
 
 
 def next_attempt(
-    connection: Connection, target: Target, what: Move, *, by: Mover, job_id: str, text: str
+    connection: Connection,
+    target: Target,
+    what: Move,
+    *,
+    by: Mover,
+    job_id: str,
+    kit_version: str,
+    text: str,
 ) -> bool:
     """Replace the current attempt by the next one (`Move.SUPERSEDE` or `Move.RESUME`).
 
-    The old job id can never claim again: its attempt number is no longer the run's.
+    The old job id can never claim again: its attempt number is no longer the run's. The
+    next one is meant for workers of `kit_version`.
     """
     number = target.attempt + 1
     values = {
         "attempt": number,
         "job_id": job_id,
         "nonce": None,
+        "kit_version": kit_version,
         "cancel_requested": False,
         "error": None,
         "error_traceback": None,

@@ -9,8 +9,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
-from extraction_kit.errors import LedgerBusy, LedgerConflict, WorkspaceUnusable
+from extraction_kit.errors import BadSettings, LedgerBusy, LedgerConflict, WorkspaceUnusable
 from extraction_kit.ledger import events, records
+from extraction_kit.ledger.beats import BeatRows
 from extraction_kit.ledger.schema import metadata
 from extraction_kit.ledger.store import _MIGRATIONS, HEAD, Store
 from extraction_kit.ledger.transitions import (
@@ -24,6 +25,8 @@ from extraction_kit.ledger.transitions import (
     request_cancel,
 )
 from extraction_kit.lifecycle import TRANSITIONS, Actor, Move, RunState
+from extraction_kit.liveness import Beat
+from tests.postgres import fresh_database
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LAUNCHER = Mover(actor=Actor.LAUNCHER, name="me@here", at=NOW)
@@ -43,9 +46,26 @@ def row(run_id="r1", **changes):
     return values | changes
 
 
+@pytest.fixture(scope="module")
+def postgres_of_this_module(postgres_server):
+    return fresh_database(postgres_server)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """An empty ledger's URL on each database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    found = request.getfixturevalue("postgres_of_this_module")
+    with Store(found).write() as connection:
+        metadata.drop_all(connection)
+        connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+    return found
+
+
 @pytest.fixture
-def store(tmp_path):
-    store = Store.at(tmp_path / "ledger.sqlite", busy_timeout_s=0.2)
+def store(url):
+    store = Store(url, busy_timeout_s=0.2)
     store.prepare()
     with store.write() as connection:
         records.insert_training(
@@ -75,21 +95,27 @@ def put(store, state):
 
 def test_exactly_one_of_two_deliveries_claims_an_attempt(store):
     with store.write() as connection:
-        first = claim(connection, FIRST, by=WORKER, nonce="n1", process={"pid": 1})
+        first = claim(
+            connection, FIRST, by=WORKER, nonce="n1", process={"pid": 1}, kit_version="0"
+        )
     with store.write() as connection:
-        second = claim(connection, FIRST, by=WORKER, nonce="n2", process={"pid": 2})
+        second = claim(
+            connection, FIRST, by=WORKER, nonce="n2", process={"pid": 2}, kit_version="0"
+        )
     assert (first, second) == (True, False)
     assert read(store).nonce == "n1"
     assert read(store).process == {"pid": 1}
 
 
-def test_fifty_threads_claim_and_one_wins(store):
+def test_fifty_threads_claim_and_one_wins(store, url):
     wins = []
 
     def attempt(number):
-        patient = Store(store.url, busy_timeout_s=30)
+        patient = Store(url, busy_timeout_s=30)
         with patient.write() as connection:
-            if claim(connection, FIRST, by=WORKER, nonce=str(number), process={}):
+            if claim(
+                connection, FIRST, by=WORKER, nonce=str(number), process={}, kit_version="0"
+            ):
                 wins.append(number)
 
     threads = [threading.Thread(target=attempt, args=(number,)) for number in range(50)]
@@ -126,7 +152,7 @@ def test_a_mover_without_the_right_is_a_bug(store):
 
 def test_an_older_attempt_or_another_nonce_is_fenced(store):
     with store.write() as connection:
-        claim(connection, FIRST, by=WORKER, nonce="mine", process={})
+        claim(connection, FIRST, by=WORKER, nonce="mine", process={}, kit_version="0")
         stranger = Target(run_id="r1", attempt=1, nonce="other")
         older = Target(run_id="r1", attempt=0)
         assert not move(connection, stranger, Move.PUBLISH, by=WORKER, text="")
@@ -139,18 +165,34 @@ def test_a_superseded_job_can_never_claim(store):
     with store.write() as connection:
         queued(connection, FIRST, by=LAUNCHER)
         assert next_attempt(
-            connection, FIRST, Move.SUPERSEDE, by=RECONCILER, job_id="j2", text="lost"
+            connection,
+            FIRST,
+            Move.SUPERSEDE,
+            by=RECONCILER,
+            job_id="j2",
+            kit_version="0",
+            text="lost",
         )
     with store.write() as connection:
-        assert not claim(connection, FIRST, by=WORKER, nonce="n", process={})
+        assert not claim(
+            connection, FIRST, by=WORKER, nonce="n", process={}, kit_version="0"
+        )
         second = Target(run_id="r1", attempt=2)
-        assert claim(connection, second, by=WORKER, nonce="n", process={})
+        assert claim(connection, second, by=WORKER, nonce="n", process={}, kit_version="0")
     assert read(store).job_id == "j2"
+
+
+def test_a_worker_of_another_release_claims_nothing(store):
+    with store.write() as connection:
+        assert not claim(
+            connection, FIRST, by=WORKER, nonce="n", process={}, kit_version="9"
+        )
+    assert read(store).state is RunState.REQUESTED
 
 
 def test_a_late_enqueue_mark_does_not_take_a_claim_back(store):
     with store.write() as connection:
-        claim(connection, FIRST, by=WORKER, nonce="n", process={})
+        claim(connection, FIRST, by=WORKER, nonce="n", process={}, kit_version="0")
         assert not queued(connection, FIRST, by=LAUNCHER)
     assert read(store).state is RunState.EXTRACTING
 
@@ -176,7 +218,7 @@ def test_an_ended_run_leaves_the_training_free_but_keeps_its_identity(store, sta
 def test_a_cancel_request_is_noted_once(store):
     with store.write() as connection:
         assert not request_cancel(connection, FIRST, by=USER)  # nobody extracts yet
-        claim(connection, FIRST, by=WORKER, nonce="n", process={})
+        claim(connection, FIRST, by=WORKER, nonce="n", process={}, kit_version="0")
         assert request_cancel(connection, FIRST, by=USER)
         assert not request_cancel(connection, FIRST, by=USER)
     assert read(store).cancel_requested
@@ -204,20 +246,66 @@ def test_times_come_back_aware_and_naive_ones_are_refused(store):
         insert_run(connection, row("r2", created_at=naive), by=LAUNCHER)
 
 
-def test_a_ledger_locked_by_another_program_is_named(store):
-    other = sqlite3.connect(store.url.removeprefix("sqlite:///"))
-    other.execute("BEGIN EXCLUSIVE")
-    try:
-        with pytest.raises(LedgerBusy, match="locked"), store.write():
-            pass
-    finally:
-        other.close()
+def test_a_ledger_locked_by_another_writer_is_named(store, url):
+    with (
+        Store(url).write(),
+        pytest.raises(LedgerBusy, match=r"locked for 0\.2 s"),
+        store.write(),
+    ):
+        pass
+
+
+def test_a_reader_never_waits_for_a_writer(store, url):
+    with Store(url).write() as connection:
+        connection.execute(text("UPDATE runs SET state = 'queued'"))
+        assert read(store).state is RunState.REQUESTED
+
+
+def test_a_writer_that_freezes_in_a_transaction_is_cut_off_by_the_server(postgres_url):
+    store = Store(postgres_url, frozen_after_s=0.5)
+    store.prepare()
+
+    def freeze():
+        with store.write() as connection:
+            patient = Store(postgres_url, busy_timeout_s=30)
+            with patient.write():  # waits until the server has rolled the first one back
+                pass
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(WorkspaceUnusable, match="idle-in-transaction"):
+        freeze()
+
+
+def test_a_beat_row_comes_back_and_can_be_forgotten(store):
+    rows = BeatRows(store)
+    assert rows.read("r1", 1) is None
+    for number in (1, 2):
+        rows.write("r1", 1, Beat(number=number, phase="extracting", l0=1.5))
+    assert rows.read("r1", 1) == Beat(number=2, phase="extracting", l0=1.5)
+    assert rows.read("r1", 2) is None
+    rows.forget("r1", 1)
+    assert rows.read("r1", 1) is None
+
+
+def test_a_password_is_in_no_message():
+    store = Store("postgresql://me:secret@localhost:1/nothing")
+    with pytest.raises(WorkspaceUnusable) as caught:
+        store.prepare()
+    assert "secret" not in str(caught.value)
+    assert "EXTRACTION_KIT_LEDGER_URL" in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", ["mysql://me:secret@h/db", "no url", "duckdb:///x"])
+def test_a_database_that_the_ledger_does_not_know_is_refused(bad):
+    with pytest.raises(BadSettings, match="postgresql://") as caught:
+        Store(bad)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_failed_transaction_leaves_nothing(store):
     def claim_and_crash():
         with store.write() as connection:
-            claim(connection, FIRST, by=WORKER, nonce="n", process={})
+            claim(connection, FIRST, by=WORKER, nonce="n", process={}, kit_version="0")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -236,14 +324,16 @@ def test_the_newest_migration_is_the_one_the_code_knows(store):
     assert store.version() == HEAD
 
 
-def test_a_ledger_of_a_newer_release_is_refused(store):
+def test_a_ledger_of_a_newer_release_is_refused(store, url):
     with store.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(WorkspaceUnusable, match="newer release"):
-        Store(store.url).prepare()
+        Store(url).prepare()
 
 
-def test_an_old_sqlite_never_uses_wal(store):
+def test_an_old_sqlite_never_uses_wal(tmp_path):
+    store = Store.at(tmp_path / "ledger.sqlite")
+    store.prepare()
     with store.read() as connection:
         mode = connection.execute(text("PRAGMA journal_mode")).scalar()
     safe = sqlite3.sqlite_version_info >= (3, 51, 3)

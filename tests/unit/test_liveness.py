@@ -1,5 +1,6 @@
 """Signs of life: processes that are gone, beats, observations on a monotonic clock."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,9 +9,10 @@ import pytest
 
 from extraction_kit.liveness import (
     Beat,
+    BeatFiles,
     Observations,
     ProcessIdentity,
-    read_beat,
+    start_of,
 )
 
 
@@ -49,14 +51,16 @@ def test_only_what_can_be_proven_is_called_gone(change, verdict):
 
 
 def test_a_beat_comes_back_and_a_torn_or_strange_one_is_none(tmp_path):
-    path = tmp_path / "beats" / "r-a1.json"
+    files, path = BeatFiles(tmp_path / "beats"), tmp_path / "beats" / "r-a1.json"
     beat = Beat(number=3, phase="extracting", n_tokens_done=7, l0=1.5)
-    beat.write(path)
-    assert read_beat(path) == beat
+    files.write("r", 1, beat)
+    assert files.read("r", 1) == beat
     for content in ("", "{", "[]", "{}", '{"number": 1, "new_field": 2}'):
         path.write_text(content, encoding="utf-8")
-        assert read_beat(path) in {None, Beat(number=1)}
-    assert read_beat(tmp_path / "nothing") is None
+        assert files.read("r", 1) in {None, Beat(number=1)}
+    files.forget("r", 1)
+    assert files.read("r", 1) is None
+    files.forget("r", 1)
 
 
 class Clock:
@@ -69,38 +73,66 @@ class Clock:
 
 def test_a_value_is_unchanged_since_it_was_first_seen(tmp_path):
     clock = Clock()
-    seen = Observations(tmp_path, clock).load()
+    seen = Observations(tmp_path, longest_gap_s=60, clock=clock).load()
     assert seen.unchanged_s("beat r", 1) == 0
     clock.now += 40
     assert seen.unchanged_s("beat r", 1) == 40
     assert seen.unchanged_s("beat r", 2) == 0
 
 
+def test_an_observer_that_was_away_does_not_take_that_for_silence(tmp_path):
+    clock = Clock()
+    seen = Observations(tmp_path, longest_gap_s=45, clock=clock).load()
+    seen.unchanged_s("beat r", 1)
+    clock.now += 7200  # frozen together with what it observes
+    assert seen.unchanged_s("beat r", 1) == 45
+    clock.now += 40
+    assert seen.unchanged_s("beat r", 1) == 85
+    assert seen.known_s("beat r", 1) == 85
+    assert seen.known_s("beat r", 2) == 0
+
+
+def test_a_signal_reaches_exactly_the_process_that_is_meant():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    started = start_of(child.pid)
+    meant = replace(ProcessIdentity.of_this_process(), pid=child.pid, started=started)
+    for other in ({"started": "1"}, {"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}):
+        assert not replace(meant, **other).signal(signal.SIGKILL)
+    assert child.poll() is None
+    assert meant.signal(signal.SIGKILL)
+    assert child.wait(10) == -signal.SIGKILL
+    assert meant.gone()
+    assert not meant.signal(signal.SIGKILL)
+
+
 def test_observations_survive_their_observer_but_not_those_that_nobody_needs(tmp_path):
     clock = Clock()
-    first = Observations(tmp_path, clock).load()
+    first = Observations(tmp_path, longest_gap_s=60, clock=clock).load()
     first.unchanged_s("a", 1)
     first.unchanged_s("b", 1)
     first.save(keep={"a"})
     clock.now += 60
-    second = Observations(tmp_path, clock).load()
+    second = Observations(tmp_path, longest_gap_s=60, clock=clock).load()
     assert second.unchanged_s("a", 1) == 60
     assert second.unchanged_s("b", 1) == 0
 
 
 def test_an_observation_from_the_future_counts_from_now(tmp_path):
     clock = Clock()
-    first = Observations(tmp_path, clock).load()
+    first = Observations(tmp_path, longest_gap_s=60, clock=clock).load()
     first.unchanged_s("a", 1)
     first.save(keep={"a"})
     clock.now -= 50  # another boot with the same file, a clock that went back
-    second = Observations(tmp_path, clock).load()
+    second = Observations(tmp_path, longest_gap_s=60, clock=clock).load()
     assert second.unchanged_s("a", 1) == 0
 
 
 def test_a_damaged_file_of_observations_is_as_none(tmp_path):
-    seen = Observations(tmp_path, Clock()).load()
+    seen = Observations(tmp_path, longest_gap_s=60, clock=Clock()).load()
     seen.unchanged_s("a", 1)
     seen.save(keep={"a"})
     next(tmp_path.glob("observed-*.json")).write_text("[1", encoding="utf-8")
-    assert Observations(tmp_path, Clock()).load().unchanged_s("a", 1) == 0
+    assert (
+        Observations(tmp_path, longest_gap_s=60, clock=Clock()).load().unchanged_s("a", 1)
+        == 0
+    )

@@ -5,9 +5,20 @@ import pytest
 from extraction_kit.config import Settings
 from extraction_kit.jobqueue import Evidence
 from extraction_kit.lifecycle import UNCLAIMED, RunState
-from extraction_kit.reconcile import Action, about_claimed, about_unclaimed
+from extraction_kit.reconcile import (
+    Action,
+    about_claimed,
+    about_predecessor,
+    about_unclaimed,
+)
 
-SETTINGS = Settings(queued_grace_s=30, intermediate_grace_s=120, lease_s=90, beat_s=15)
+SETTINGS = Settings(
+    queued_grace_s=30,
+    intermediate_grace_s=120,
+    lease_s=90,
+    beat_s=15,
+    kill_after_s=30,
+)
 PATIENCE_S = {Evidence.INTERMEDIATE: 120, Evidence.STARTED: 90}
 
 
@@ -40,14 +51,36 @@ def test_an_id_that_cannot_run_any_more_is_superseded_after_its_grace(state, evi
 
 
 @pytest.mark.parametrize(
-    ("gone", "silent_s", "action"),
+    ("gone", "silent_s", "cancelled_s", "action"),
     [
-        pytest.param(True, 0, Action.REAP, id="provably gone: at once"),
-        pytest.param(False, 89, Action.LEAVE, id="there, and beating within the lease"),
-        pytest.param(False, 90, Action.REAP, id="there, but frozen for a lease"),
-        pytest.param(None, 89, Action.LEAVE, id="on another host, beating"),
-        pytest.param(None, 90, Action.REAP, id="on another host, silent for a lease"),
+        pytest.param(True, 0, 0, Action.REAP, id="provably gone: at once"),
+        pytest.param(False, 89, 0, Action.LEAVE, id="there, and beating within the lease"),
+        pytest.param(False, 90, 0, Action.REAP, id="there, but frozen for a lease"),
+        pytest.param(None, 89, 0, Action.LEAVE, id="on another host, beating"),
+        pytest.param(None, 90, 0, Action.REAP, id="on another host, silent for a lease"),
+        pytest.param(False, 0, 29, Action.LEAVE, id="cancelled, and given time to stop"),
+        pytest.param(False, 0, 30, Action.KILL, id="cancelled, and does not stop"),
+        pytest.param(None, 0, 999, Action.LEAVE, id="cancelled on another host"),
+        pytest.param(True, 0, 30, Action.REAP, id="cancelled, and gone"),
     ],
 )
-def test_a_claimed_attempt_is_reaped_only_when_gone_or_silent(gone, silent_s, action):
-    assert about_claimed(gone=gone, silent_s=silent_s, settings=SETTINGS) is action
+def test_a_claimed_attempt_is_ended_only_when_gone_silent_or_told_to(
+    gone, silent_s, cancelled_s, action
+):
+    found = about_claimed(
+        gone=gone, silent_s=silent_s, cancelled_s=cancelled_s, settings=SETTINGS
+    )
+    assert found is action
+
+
+@pytest.mark.parametrize(
+    ("gone", "lingers_s", "action"),
+    [
+        pytest.param(False, 29, Action.LEAVE, id="there, and given time to end"),
+        pytest.param(False, 30, Action.KILL, id="there, fenced, in the way"),
+        pytest.param(None, 999, Action.LEAVE, id="on another host"),
+        pytest.param(True, 999, Action.LEAVE, id="gone"),
+    ],
+)
+def test_what_an_earlier_attempt_left_is_killed_when_it_lingers(gone, lingers_s, action):
+    assert about_predecessor(gone=gone, lingers_s=lingers_s, settings=SETTINGS) is action
