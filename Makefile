@@ -37,6 +37,9 @@ demo-killed: $(STAMP) ## Run a smaller demo, kill its job in the middle, resume 
 test: $(STAMP) ## Run all tests that need no browser
 	$(PYTEST) -m "not browser and not slow and not benchmark and not demo" tests $(ARGS)
 
+mutants: $(STAMP) ## Break each guard of the protocol in turn; show which tests notice
+	$(PY) -m tests.mutants $(ARGS)
+
 test-browser: $(STAMP) ## Run the browser tests (they need Chromium)
 	$(PYTEST) -m "browser and not slow" tests $(ARGS)
 
@@ -60,6 +63,7 @@ pictures: $(STAMP) ## Take the README's pictures anew, from a real run in a real
 check-full: $(STAMP) ## Run everything: check, slow tests, browser tests, demo, notebooks
 	@$(MAKE) check
 	$(PYTEST) -m "not benchmark" tests
+	@$(MAKE) mutants
 	@$(MAKE) notebooks
 
 bench: $(STAMP) ## Print speed and memory figures of this machine
@@ -119,5 +123,5 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-resume demo-killed test test-browser lab check notebooks pictures check-full \
+.PHONY: help demo demo-resume demo-killed test mutants test-browser lab check notebooks pictures check-full \
 	bench install lock clean

@@ -19,6 +19,7 @@ from extraction_kit.errors import BadConfig, BadSettings, ExtractionKitError
 from extraction_kit.lifecycle import RunState
 from extraction_kit.monitor import look, watch
 from extraction_kit.paths import find_workspace
+from extraction_kit.repair import plan, repair
 from extraction_kit.version import __version__
 from extraction_kit.views import RunView
 from extraction_kit.workbench import Workbench
@@ -86,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         commands, "monitor", _monitor, help_="reconcile, and alert about stuck runs"
     )
     monitor.add_argument("--once", action="store_true", help="look once, then end")
+    repair_ = _add(
+        commands, "repair", _repair, help_="restore ledger rows from published results"
+    )
+    repair_.add_argument("--yes", action="store_true", help="do it without asking")
     _add(commands, "doctor", _doctor, help_="check this machine and say what to do")
     return parser
 
@@ -237,6 +242,28 @@ def _monitor(arguments: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         watch(bench, lambda line: print(line, flush=True), stop)
     return OK
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    home = (arguments.workspace or find_workspace()).expanduser().absolute()
+    planned = plan(home)
+    print(planned)
+    if planned.is_needed:
+        if not (arguments.yes or _confirmed()):
+            print("nothing was changed; `extraction-kit repair --yes` does it")
+            return FAILED
+        planned = repair(home)
+        print(f"\n{planned}")
+    return OK if planned.is_sound else FAILED
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input("Type yes to do this: ").strip().lower() == "yes"
+    except EOFError:
+        return False
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

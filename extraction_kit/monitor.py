@@ -127,7 +127,7 @@ def _post(url: str, message: dict[str, object]) -> None:
 
 
 def watch(bench: Workbench, say: Callable[[str], None], stop: threading.Event) -> None:
-    """Look every ``Settings.reconcile_s`` seconds until `stop` is set.
+    """Look every ``Settings.reconcile_s`` seconds until `stop` is set or the workspace is gone.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def watch(bench: Workbench, say: Callable[[str], None], stop: threading.Event) -
         )
     bench.sign_card(slot.card)
     try:
-        while True:
+        while bench.paths.home.exists():  # a workspace that was removed needs no eye on it
             try:
                 for line in look(bench):
                     say(line)

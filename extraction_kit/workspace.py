@@ -11,6 +11,7 @@ from extraction_kit.corpora import Corpus, prepare, progress_bar
 from extraction_kit.errors import WorkerNotStarted
 from extraction_kit.lifecycle import Answer
 from extraction_kit.paths import find_workspace
+from extraction_kit.repair import Repair, plan, repair
 from extraction_kit.run import Run, Watcher
 from extraction_kit.trainings import Training, describe_training
 from extraction_kit.views import RunView
@@ -294,6 +295,19 @@ class Workspace:
     def reconcile(self) -> list[Any]:
         """Bring the ledger in line with the evidence; done by itself now and then."""
         return self._bench.reconcile()
+
+    def repair(self, *, apply: bool = False) -> Repair:
+        """Show how the ledger can be restored from published results, or do it.
+
+        Reads every byte of every result: about 1 s per GB. A workspace whose ledger is too
+        damaged to be opened is repaired by the command ``extraction-kit repair``.
+
+        Parameters
+        ----------
+        apply : bool
+            Do what would be shown.
+        """
+        return (repair if apply else plan)(self.home, self.settings)
 
     def __repr__(self) -> str:
         """Return one line."""
