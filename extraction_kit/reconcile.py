@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from extraction_kit.atomic import remove_folder
-from extraction_kit.catalog.publish import publish, read_manifest, staged_and_sound
+from extraction_kit.catalog.publish import publish, read_manifest, staged_and_sound, verify
 from extraction_kit.config import Settings
 from extraction_kit.errors import QueueUnreachable
 from extraction_kit.jobqueue import Evidence, JobQueue
@@ -319,8 +319,8 @@ class Reconciler:
         if not final.exists():
             self._publish_staged(run, final)
         manifest = read_manifest(final) if final.exists() else None
-        if manifest is None:
-            return None
+        if manifest is None or not _is_of(manifest, run) or verify(final):
+            return None  # damaged, or another run's: `extraction-kit repair` tells which
         why = f"attempt {manifest['attempt']} had published the result"
         with self.store.write() as connection:
             moved = move(
@@ -377,6 +377,12 @@ def _killed(process: ProcessIdentity) -> bool:
     while process.gone() is False and time.monotonic() < deadline:
         time.sleep(0.01)
     return process.gone() is True
+
+
+def _is_of(manifest: dict[str, Any], run: RunRecord) -> bool:
+    ours = {"run_id": run.run_id, "content_key": run.content_key}
+    named = {name: manifest.get(name) for name in ours}
+    return named == ours and isinstance(manifest.get("attempt"), int)
 
 
 def completion(manifest: dict[str, Any], folder: Path, *, at: datetime) -> dict[str, Any]:

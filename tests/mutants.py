@@ -161,7 +161,7 @@ def _caught(mutant: Mutant) -> bool:
 def _run(copy: Path, tests: tuple[str, ...]) -> dict[str, str]:
     command = [
         sys.executable, "-m", "pytest", "-q", "-rA", "--tb=no", "-p", "no:cacheprovider",
-        "--timeout=120", "-m", "", *tests,
+        "--timeout=300", "-m", "", *tests,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(copy), "COLUMNS": "400"}
     done = subprocess.run(

@@ -15,7 +15,7 @@ _NEEDED = {
 _SIDE_FILES = ("-journal", "-wal", "-shm")
 
 
-def damage_of(path: Path) -> str | None:
+def damage_of(path: Path, *, busy_timeout_s: float = 30.0) -> str | None:
     """Return what is wrong with the SQLite ledger at `path`; None if it is sound or absent.
 
     A ledger that is locked, unreadable or of another release is not damaged: opening it
@@ -25,7 +25,7 @@ def damage_of(path: Path) -> str | None:
         return None
     uri = f"{path.absolute().as_uri()}?mode=rw"  # not ro: a crash's journal is rolled back
     try:
-        with closing(sqlite3.connect(uri, uri=True, timeout=30.0)) as connection:
+        with closing(sqlite3.connect(uri, uri=True, timeout=busy_timeout_s)) as connection:
             # A cell that breaks a rule of the schema is mended by row, the file is sound.
             connection.execute("PRAGMA ignore_check_constraints = ON")
             report = [line for (line,) in connection.execute("PRAGMA integrity_check")]

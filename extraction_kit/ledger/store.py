@@ -13,7 +13,13 @@ from typing import Any
 
 from sqlalchemy import Connection as Connection  # noqa: PLC0414 - named by who imports only us
 from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, IntegrityError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    IntegrityError,
+    InternalError,
+    OperationalError,
+)
 from sqlalchemy.pool import NullPool
 
 from extraction_kit.atomic import unusable
@@ -26,6 +32,7 @@ HEAD = "0002"
 SAFE_WAL = (3, 51, 3)
 """SQLite below this has a bug that can corrupt a WAL database (sqlite.org/wal.html)."""
 
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -106,13 +113,20 @@ class Store:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InternalError) as error:
-            raise self._named(error) from error
         except IntegrityError as error:
             raise LedgerConflict(f"another process was faster: {error.orig}") from error
+        except DatabaseError as error:
+            raise self._named(error) from error.orig
 
-    def _named(self, error: OperationalError | InternalError) -> Exception:
+    def _named(self, error: DatabaseError) -> Exception:
         words = str(error.orig)
+        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            return WorkspaceUnusable(
+                f"the ledger {self.name} is damaged ({words}). Type: extraction-kit repair; it "
+                "is put aside, and built anew from the published results"
+            )
+        if not isinstance(error, (OperationalError, InternalError)):
+            return error  # a mistake of ours: it keeps its name
         if any(word in words for word in ("locked", "busy", "lock timeout")):
             return LedgerBusy(
                 f"the ledger {self.name} stayed locked for {self._busy_timeout_s:g} s by another "

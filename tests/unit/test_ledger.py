@@ -287,6 +287,14 @@ def test_a_beat_row_comes_back_and_can_be_forgotten(store):
     assert rows.read("r1", 1) is None
 
 
+def test_a_damaged_ledger_says_how_to_repair_it(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    Store.at(path).prepare()
+    path.write_bytes(b"x" * 9000)
+    with pytest.raises(WorkspaceUnusable, match="Type: extraction-kit repair"):
+        Store.at(path).prepare()
+
+
 def test_a_password_is_in_no_message():
     store = Store("postgresql://me:secret@localhost:1/nothing")
     with pytest.raises(WorkspaceUnusable) as caught:
