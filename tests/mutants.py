@@ -52,7 +52,7 @@ MUTANTS = (
         new="        runs.c.state.in_(",
         tests=(
             f"{LEDGER}::test_an_older_attempt_or_another_nonce_is_fenced[sqlite]",
-            f"{CELL}[freeze both, thaw / staged]",
+            f"{CELL}[freeze, thaw / staged]",
         ),
     ),
     Mutant(

@@ -310,7 +310,11 @@ class WorkerProcess:
         shutil.copytree(self._world.staged, staged, ignore=shutil.ignore_patterns(MANIFEST))
         yield "staged without manifest"
         manifest = read_manifest(self._world.staged)
-        whose = {"run_id": self.target.run_id, "attempt": self.target.attempt}
+        whose = {
+            "run_id": self.target.run_id,
+            "content_key": self._world.row(self.target.run_id)["content_key"],
+            "attempt": self.target.attempt,
+        }
         write_json(staged / MANIFEST, manifest | whose | {"process": self._pid})
         yield "staged"
 

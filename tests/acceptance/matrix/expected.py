@@ -17,7 +17,8 @@ kill -9 job         | C 1/12 a1 | C 1/12 a1 | I 2/12 a2 | I 2/14 a2 | I 2/16 a2 
 kill -9 worker      | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
 kill -9 both        | C 1/12 a1 | C 1/12 a1 | I 2/12 a2 | I 2/14 a2 | I 2/16 a2  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
 SIGTERM both        | C 1/12 a1 | C 1/12 a1 | I 2/12 a2 | I 2/12 a2 | I 2/12 a2  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
-freeze both, thaw   | C 1/12 a1 | C 1/12 a1 | I 2/12 a2 | I 2/14 a2 | I 2/16 a2  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
+freeze, thaw        | C 1/12 a1 | C 1/12 a1 | I 2/12 a2 | I 2/14 a2 | I 2/12 a2  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
+freeze, thaw late   | C 1/12 a1 | C 1/12 a1 | I 2/12 a2 | I 2/14 a2 | I 2/16 a2  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
 server restarts     | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
 server forgets      | C 1/12 a1 | C 1/12 a2 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
 FLUSHALL            | C 1/12 a1 | C 1/12 a2 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1

@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import rq
@@ -26,7 +27,7 @@ from extraction_kit.errors import AlreadyCompleted, Refused, StillActive, TooLat
 from extraction_kit.jobqueue import Evidence
 from extraction_kit.lifecycle import CLAIMED, RESTING, RunState
 from tests.acceptance.matrix.phases import UNCLAIMED
-from tests.acceptance.matrix.stagehand import is_running
+from tests.acceptance.matrix.stagehand import is_running, state_in
 from tests.acceptance.staging import until
 
 AWAY_S = 6.0
@@ -88,27 +89,46 @@ def terminate_both(stage, phase):
 
 @contextmanager
 def freeze(stage, phase):
+    frozen = _freeze_beyond_the_lease(stage)
+    yield
+    _thaw(frozen)
+
+
+@contextmanager
+def freeze_until_replaced(stage, phase):
+    frozen = _freeze_beyond_the_lease(stage)
+    stage.start_worker(slot=2)  # what another machine would do
+    stage.settle()
+    yield
+    _thaw(frozen)
+    until(lambda: stage.job() is None, "the thawed job to see that it is fenced")
+    until(stage.queue_is_empty, "the thawed worker to go on")
+
+
+def _thaw(frozen):
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _freeze_beyond_the_lease(stage):
     frozen = [pid for pid in (stage.worker(), stage.job()) if pid is not None]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
-        until(lambda pid=pid: _state_of(pid) == "T", f"process {pid} to freeze")
+        until(lambda pid=pid: _is_frozen(pid), f"process {pid} to freeze")
     since = time.monotonic()
     while time.monotonic() - since < 1.3 * stage.settings.lease_s:
         stage.ws.reconcile()
         time.sleep(0.1)
     assert stage.state() not in CLAIMED, "the silence was noticed"
-    stage.rested = stage.state()
-    if stage.rested in RESTING:
+    if stage.state() in RESTING:
+        stage.rested = stage.state()
         stage.resume()  # while the old attempt still exists
-    assert all(_state_of(pid) == "T" for pid in frozen)
-    yield
-    for pid in frozen:
-        os.kill(pid, signal.SIGCONT)
+    assert all(_is_frozen(pid) for pid in frozen)
+    return frozen
 
 
-def _state_of(pid):
-    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - not a real file
-        return file.read().rpartition(")")[2].split()[0]
+def _is_frozen(pid):
+    return state_in(Path(f"/proc/{pid}/stat")) == "T"
 
 
 # --- the server -----------------------------------------------------------------------------
@@ -338,14 +358,18 @@ def hold_catalog(stage, phase):
 def fill_disk(stage, phase):
     ballast = stage.settings.shared / "ballast"
     with ballast.open("wb", buffering=0) as file, pytest.raises(OSError) as full:  # noqa: PT011 - its errno is asserted below
-        while True:
-            file.write(bytes(4096))
+        _write_on_and_on(file)
     assert full.value.errno == errno.ENOSPC
     yield
     stage.rested = stage.settle()
     if stage.rested is RunState.FAILED:
         assert "disk is full" in stage.record().error
     ballast.unlink()
+
+
+def _write_on_and_on(file):
+    while True:
+        file.write(bytes(4096))
 
 
 def small_disk(stage_folder, settings, ends):
@@ -385,7 +409,8 @@ FAULTS = {
     "kill -9 worker": kill_worker,
     "kill -9 both": kill_both,
     "SIGTERM both": terminate_both,
-    "freeze both, thaw": freeze,
+    "freeze, thaw": freeze,
+    "freeze, thaw late": freeze_until_replaced,
     "server restarts": server_restarts,
     "server forgets": server_forgets,
     "FLUSHALL": flush,
@@ -404,5 +429,9 @@ FAULTS = {
 }
 
 # What a fault needs before the workspace is opened.
-BEFOREHAND = {"freeze both, thaw": short_lease, "disk full": small_disk}
+BEFOREHAND = {
+    "freeze, thaw": short_lease,
+    "freeze, thaw late": short_lease,
+    "disk full": small_disk,
+}
 WITH_MOVABLE_CLOCK = frozenset({"clock +5 h", "clock -5 h"})

@@ -34,7 +34,7 @@ def run(program, request):
 def held_worker(request, script):
     """Serve the queue as the kit's own worker does, in a process that can be held."""
     _instrument(script)
-    worker.serve(Path(request["home"]))
+    worker.serve(Path(request["home"]), slot_number=int(request["slot"]))
 
 
 def held_launcher(request, script):

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import redis
 
@@ -13,10 +14,11 @@ from extraction_kit.embedded import (
     take_lock,
     worker_alive,
     worker_pid,
+    worker_slot,
 )
 from extraction_kit.ledger import events, records
 from extraction_kit.lifecycle import ENDED, RESTING, RunState
-from extraction_kit.liveness import ProcessIdentity, start_of
+from extraction_kit.liveness import ProcessIdentity
 from tests.acceptance.matrix.held import CONFIG, environment_of
 from tests.acceptance.matrix.script import Script
 from tests.acceptance.staging import until
@@ -100,13 +102,11 @@ class Stagehand:
         self._started.add(pid)
         return pid
 
-    def start_worker(self):
-        """Start a held worker in the workspace's slot, as a supervisor would."""
-        pid = self.start("worker")
-        until(
-            lambda: worker_alive(self.bench.paths) or not is_running(pid),
-            "the worker to take its slot",
-        )
+    def start_worker(self, slot=1):
+        """Start a held worker in one of the workspace's slots, as a supervisor would."""
+        pid = self.start("worker", slot=slot)
+        lock = worker_slot(self.bench.paths, slot)
+        until(lambda: lock.pid() == pid, "the worker to take its slot")
 
     def worker(self):
         """Return the pid of the worker in the slot, None if none is alive."""
@@ -244,8 +244,17 @@ class Stagehand:
 
 
 def is_running(pid):
-    """Tell whether there is such a process and it is no zombie."""
-    return start_of(pid) is not None
+    """Tell whether a thread of such a process is left: until then its locks are held."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):
+            if state_in(stat) not in "ZX":
+                return True
+    return False
+
+
+def state_in(stat):
+    """Return the letter of a process's state."""
+    return stat.read_text(errors="replace").rpartition(")")[2].split()[0]
 
 
 def _end(pid):
