@@ -7,6 +7,8 @@ instruction leaves the checkpoints before it as they were.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from extraction_kit import atomic
-from extraction_kit.errors import CheckpointUnusable, WorkspaceUnusable
+from extraction_kit.errors import CheckpointUnusable
 
 STATE = "state.safetensors"
 META = "checkpoint.json"
@@ -102,14 +104,20 @@ def save(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
     except OSError as error:
         raise atomic.unusable(final, error) from error
     except SafetensorError as error:
-        raise WorkspaceUnusable(
-            f"cannot write {final}: {error}. Free some space, then resume"
-        ) from error
+        raise atomic.unusable(final, _os_error_of(error)) from error
     finally:
         atomic.remove_folder(staged)
     for old in earlier[: len(earlier) + 1 - KEPT]:
         atomic.remove_folder(old)
     return final
+
+
+def _os_error_of(error: SafetensorError) -> OSError:
+    """Return the system's error that safetensors only tells of in words."""
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return OSError(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def best(run_folder: Path) -> Checkpoint | None:

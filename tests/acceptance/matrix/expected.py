@@ -10,6 +10,10 @@ requeues`` no job that it could abandon: nothing changes there. ``disk full`` is
 with checkpoints and results (a small tmpfs filled to ENOSPC).
 """
 
+MEANING = (
+    "state before a person acts (C completed, I interrupted, X cancelled, F failed), "
+    "claims won / batches computed (a run has 12), publishing attempt; then all complete"
+)
 TABLE = """
                     | requested | queued    | claimed   | mid-run   | checkpoint | staged    | renamed   | completed
 none                | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1

@@ -5,19 +5,33 @@ Imported, and never used, by the zygote: a process that has used torch cannot be
 
 import functools
 import os
+import sys
+import threading
 import time
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import redis
 import rq
+import rq.utils
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from extraction_kit import ExtractionConfig, Workspace, atomic, jobqueue, service, worker
+from extraction_kit import (
+    ExtractionConfig,
+    Workspace,
+    atomic,
+    jobqueue,
+    service,
+    workbench,
+    worker,
+)
 from extraction_kit.catalog import publish
 from extraction_kit.extraction import _Extraction
+from extraction_kit.ledger import records
 from extraction_kit.lifecycle import Move
 from extraction_kit.workbench import Workbench
 from tests.acceptance.matrix.script import CHECKPOINTS, MIDDLE, Script
@@ -108,10 +122,26 @@ def _wrapped(owner, name, *, before=None, after=None):
     setattr(owner, name, wrapper)
 
 
+def _instrument_clock(script):
+    """Make the wall clock movable, in the kit and in RQ: both read it through these."""
+    real, real_now = time.time, rq.utils.now
+    time.time = lambda: real() + script.clock_offset_s()
+
+    def moved_now():
+        return real_now() + timedelta(seconds=script.clock_offset_s())
+
+    workbench.utc_now = moved_now
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "rq" and getattr(module, "now", None) is real_now:
+            module.now = moved_now
+
+
 def _instrument(script):
+    _instrument_clock(script)
     _instrument_parent(script)
     _instrument_job(script)
     _instrument_engine(script)
+    _instrument_beat(script)
 
 
 def _instrument_parent(script):
@@ -153,6 +183,22 @@ def _instrument_job(script):
         after=lambda *_: script.pause("renamed", attempt["number"]),
     )
     _wrapped(worker.Attempt, "_move", after=moved)
+
+
+def _instrument_beat(script):
+    """Let the beat's look at the ledger be held in the middle of a statement."""
+    look = records.run
+
+    def held_look(connection, run_id):
+        in_beat = threading.current_thread().name == "xk-beat"
+        if in_beat and script.holds("ledger read"):
+            raw = connection.connection.driver_connection
+            with closing(raw.execute("SELECT * FROM events")) as statement:
+                statement.fetchone()  # there are more rows: the statement stays open
+                script.pause("ledger read")
+        return look(connection, run_id)
+
+    records.run = held_look
 
 
 def _instrument_engine(script):

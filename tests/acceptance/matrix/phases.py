@@ -30,7 +30,7 @@ def bring_to(stage, phase):
         stage.launch()
     pid = until(lambda: stage.script.pid_at(place), f"somebody at {place!r}")
     assert pid == (stage.worker() if phase in UNCLAIMED else stage.job())
-    assert stage.state() is state
+    assert stage.state() is state, stage.run().explain()
 
 
 def _launch_and_crash(stage):

@@ -57,7 +57,20 @@ class Script:
         """Tell whether `place` is held now."""
         return self._hold(place).exists()
 
+    def clock_offset_s(self):
+        """Return by how much the clock of the held processes was moved."""
+        try:
+            return float((self.folder / "clock.txt").read_text())
+        except FileNotFoundError:
+            return 0.0
+
     # --- in the test ---
+
+    def move_clock(self, seconds):
+        """Let the wall clock of the held processes jump; monotonic ones stay as they are."""
+        moved = self.folder / "clock.txt"
+        moved.with_suffix(".new").write_text(repr(float(seconds)))
+        moved.with_suffix(".new").rename(moved)
 
     def hold(self, *places):
         """Hold whoever comes to one of `places`."""

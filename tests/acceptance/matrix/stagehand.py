@@ -88,7 +88,6 @@ class Stagehand:
     def start(self, program, **request):
         """Start one of the programs of :mod:`tests.acceptance.matrix.held`; return its pid."""
         environment = environment_of(self.settings, self.home)
-        environment["FAKETIME_TIMESTAMP_FILE"] = str(self.script.folder / "clock.txt")
         pid = self.zygote.start(
             program,
             log=self.folder / f"{program.replace(' ', '-')}.log",

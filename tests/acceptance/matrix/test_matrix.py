@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.acceptance.matrix import expected
-from tests.acceptance.matrix.faults import BEFOREHAND, FAULTS, WITH_MOVABLE_CLOCK
+from tests.acceptance.matrix.faults import BEFOREHAND, FAULTS
 from tests.acceptance.matrix.oracle import aftershocks, judge, outcome
 from tests.acceptance.matrix.phases import PHASES, bring_to
 from tests.acceptance.matrix.stagehand import SETTINGS
@@ -64,7 +64,6 @@ def test_a_run_completes_exactly_once(
         settings = replace(SETTINGS, ledger_url=request.getfixturevalue("postgres_url"))
     stage = make_stage(
         beforehand=BEFOREHAND.get(fault),
-        movable_clock=fault in WITH_MOVABLE_CLOCK,
         settings=settings,
     )
     bring_to(stage, phase)

@@ -23,19 +23,12 @@ PRELOADED = (  # what a job imports, some of it only when it loads a model
     "transformers.models.llama.modeling_llama",
     "transformers.quantizers.auto",
 )
-FAKETIME = "/usr/lib/*/faketime/libfaketime.so.1"
 
 
 class Zygote:
-    """The test's side: starts the process, sends it requests.
+    """The test's side: starts the process, sends it requests."""
 
-    Parameters
-    ----------
-    environment : mapping
-        Further variables, for example ``LD_PRELOAD``.
-    """
-
-    def __init__(self, environment=None) -> None:
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.acceptance.matrix.zygote"],
             stdin=subprocess.PIPE,
@@ -46,7 +39,6 @@ class Zygote:
                 "PYTHONPATH": os.pathsep.join(
                     [str(ROOT), os.environ.get("PYTHONPATH", "")]
                 ),
-                **(environment or {}),
             },
         )
         assert self._answer() == "ready"
