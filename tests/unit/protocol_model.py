@@ -24,6 +24,7 @@ from extraction_kit.catalog.publish import MANIFEST, publish, read_manifest
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.errors import QueueUnreachable
 from extraction_kit.jobqueue import Evidence
+from extraction_kit.ledger.store import Connection, Store
 from extraction_kit.ledger.transitions import Mover, Target, claim, move
 from extraction_kit.lifecycle import CLAIMED, Actor, Move, RunState
 from extraction_kit.liveness import Beat, Observations, ProcessIdentity
@@ -87,6 +88,13 @@ class Moment:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.pending: Callable[[], None] | None = None
+        self.dies_after_commit = False
+
+    def committed(self) -> None:
+        """End the process that has just changed the ledger, if that is planned."""
+        if self.dies_after_commit:
+            self.dies_after_commit = False
+            raise Crash
 
     def read_clock(self) -> float:
         """Return the observers' clock: they read it after looking and before acting."""
@@ -96,7 +104,24 @@ class Moment:
     def happen(self) -> None:
         pending, self.pending = self.pending, None
         if pending is not None:
+            dies, self.dies_after_commit = (
+                self.dies_after_commit,
+                False,
+            )  # not the other one
             pending()
+            self.dies_after_commit = dies
+
+
+class ModelStore(Store):
+    """The ledger, whose callers may die right after a commit."""
+
+    moment: Moment
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        with super().write() as connection:
+            yield connection
+        self.moment.committed()
 
 
 class ModelBench(Workbench):
@@ -143,7 +168,10 @@ class World:
         self.moment = Moment()
         self.queue = ModelQueue(self.moment)
         self.kernel = Kernel()
-        self.bench = replace(ModelBench.open(home, SETTINGS), queue=self.queue)
+        bench = ModelBench.open(home, SETTINGS)
+        store = ModelStore.at(bench.paths.ledger)
+        store.moment = self.moment
+        self.bench = replace(bench, queue=self.queue, store=store)
         self.staged = staged
         self.sql = sqlite3.connect(home / "ledger.sqlite", isolation_level=None)
         self.sql.row_factory = sqlite3.Row

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -52,10 +52,11 @@ from extraction_kit.lifecycle import (
 from tests.unit.protocol_model import CONTENT_KEYS, POINTS, TRAININGS, Crash, World
 from tests.unit.synthetic import synthetic
 
-N_EXAMPLES, N_STEPS = 470, 50
+N_EXAMPLES, N_STEPS = 445, 50
 N_STEPS_AT_LEAST = 20_000
 N_AT_LEAST_OF_EACH_MOVE = 20
-FAULTS = ("", "", "", "down", "reply lost", "crash before", "crash after")
+AFTER_COMMIT = "crash after a commit"
+FAULTS = ("", "", "", "down", "reply lost", "crash before", "crash after", AFTER_COMMIT)
 MEANWHILE = ("", "", "a worker steps", "a delivery", "a launch", "a cancel")
 MOVES = {str(move) for move in Move}
 REFUSAL = {Answer.RETURN: AlreadyCompleted, Answer.REST: RestsUntilResumed}
@@ -73,6 +74,8 @@ faults = st.sampled_from(FAULTS)
 moments = st.sampled_from(MEANWHILE)
 generations = st.sampled_from([None, None, None, 1, 2, 3])
 SAME_EACH_TIME = "CI" in os.environ  # elsewhere each call takes new steps
+# What fails is reported as found: shortening it takes minutes. Ask for it by this variable.
+PHASES = list(Phase) if "SHRINK" in os.environ else [Phase.generate]
 
 
 def outcome_of(call):
@@ -149,12 +152,12 @@ class Protocol(RuleBasedStateMachine):
             self.happen(meanwhile, training)
             expected = self.expected_launch(training, key, generation)
 
-        self.world.queue.fault = fault
+        self.plan(fault)
         self.world.moment.pending = something_else_happens if meanwhile else None
         bench = self.world.bench
         came = outcome_of(lambda: service.launch(bench, content, generation=generation))
         if came is Crash:
-            assert expected is Answer.NEW_RUN
+            assert expected is Answer.NEW_RUN or fault == AFTER_COMMIT
         elif isinstance(came, service.Launched):
             assert came.answer is expected
             assert type(came.refusal) is REFUSAL.get(came.answer, type(None))
@@ -193,9 +196,11 @@ class Protocol(RuleBasedStateMachine):
         expected = EXCEPTION.get(answer)
         if answer is Answer.NEW_ATTEMPT and self.busy(row["training_id"]):
             expected = TrainingBusy
-        self.world.queue.fault = fault
+        self.plan(fault)
         came = outcome_of(lambda: service.resume(self.world.bench, row["run_id"]))
-        assert came is expected or (expected is None and came is Crash)
+        assert came is expected or (
+            came is Crash and (expected is None or fault == AFTER_COMMIT)
+        )
         attempt = self.world.row(row["run_id"])["attempt"]
         assert attempt == row["attempt"] + (expected is None)
         self.forget_what_was_planned()
@@ -270,6 +275,20 @@ class Protocol(RuleBasedStateMachine):
         worker.breaks = True
         worker.run()
 
+    @precondition(lambda self: self.living)
+    @rule(index=indices, point=st.sampled_from(POINTS), fault=faults)
+    def a_frozen_process_is_given_up_and_another_one_finishes(self, index, point, fault):
+        frozen = self.living[index % len(self.living)]
+        run_id = frozen.target.run_id
+        frozen.run(until=point)
+        self.look()
+        self.world.moment.now_s += 90
+        self.look(fault=fault)
+        outcome_of(lambda: service.resume(self.world.bench, run_id))
+        job_id = self.world.row(run_id)["job_id"]
+        if job_id in self.world.queue.jobs:
+            self.world.deliver(job_id).run()
+
     # --- observers ---
 
     @rule(seconds=st.sampled_from([1, 20, 60, 100_000]))
@@ -289,7 +308,7 @@ class Protocol(RuleBasedStateMachine):
         self.look(meanwhile=meanwhile)
 
     def look(self, *, fault="", meanwhile=""):
-        self.world.queue.fault = fault
+        self.plan(fault)
         if meanwhile:
             self.world.moment.pending = lambda: self.happen(meanwhile, 0)
         outcome_of(self.world.bench.reconcile)
@@ -308,8 +327,12 @@ class Protocol(RuleBasedStateMachine):
             run_id = self.pick(training)["run_id"]
             outcome_of(lambda: service.cancel(self.world.bench, run_id))
 
+    def plan(self, fault):
+        self.world.moment.dies_after_commit = fault == AFTER_COMMIT
+        self.world.queue.fault = fault
+
     def forget_what_was_planned(self):
-        self.world.queue.fault = ""
+        self.plan("")
         self.world.moment.pending = None
 
     # --- nothing is lost: whatever happened, everything can still be completed ---
@@ -419,6 +442,7 @@ def test_whatever_happens_in_any_order_each_run_completes_once_and_never_changes
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
+            phases=PHASES,
         ),
     )
     moves = ", ".join(f"{n} {move}" for move, n in Protocol.moves.most_common())

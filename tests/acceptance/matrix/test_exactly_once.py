@@ -74,7 +74,7 @@ else:
 def test_duplicate_extraction_rejected(stage):
     """Six processes race at the store: the same content attaches, other content is busy."""
     stage.prepare()
-    stage.script.hold("mid-run")
+    stage.script.hold("claimed")
     url = stage.settings.ledger_url or ""
     racers = [
         subprocess.Popen(
@@ -123,7 +123,7 @@ def test_completed_extraction_not_restarted(stage, undisturbed_digest):
             lambda n=passes: len(stage.script.lines("stock worker ended")) == n,
             "RQ's own worker to pass",
         )
-    assert stale.get_job_ids() == [], "RQ's maintenance did act"
+    assert len(stale.get_job_ids()) < len(stage.job_ids()), "RQ's maintenance did act"
     stage.start_worker()
     aftershocks(stage)
     with pytest.raises(AlreadyCompleted, match="completed since"):
