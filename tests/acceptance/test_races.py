@@ -12,6 +12,7 @@ from extraction_kit.lifecycle import RunState
 from tests.acceptance.racers import race
 from tests.acceptance.staging import CONFIG, PATIENCE_S, SETTINGS, Stage, until
 
+pytestmark = pytest.mark.slow  # some minutes
 N_PROCESSES, N_TIMES = 50, 10
 
 

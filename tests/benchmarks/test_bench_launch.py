@@ -1,8 +1,8 @@
 """How long a launch, a refusal and a look take when the ledger holds 10,000 runs.
 
 Each is the real call on a real SQLite ledger with ``synchronous=FULL``, with the embedded
-server, the worker and the monitor alive. The worker is stopped (SIGSTOP) meanwhile, so that
-what is launched here is not computed. `make bench` prints the table and writes
+server, the worker and the monitor alive. The worker is kept from taking jobs (it believes that
+a sibling's job still holds the machine), so that what is launched here is not computed. `make bench` prints the table and writes
 ``build/bench/launch.json``.
 """
 
@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import random
-import signal
 import socket
 import sqlite3
 import statistics
@@ -24,6 +23,7 @@ import pytest
 from sqlalchemy import insert
 
 from extraction_kit import ExtractionConfig, Settings, Workspace, service
+from extraction_kit.embedded import take_lock, worker_slot
 from extraction_kit.errors import AlreadyCompleted
 from extraction_kit.ledger import schema
 from extraction_kit.lifecycle import (
@@ -41,9 +41,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
 N_RUNS, N_TRAININGS, N_REPETITIONS = 10_000, 200, 150
 CONFIG = ExtractionConfig(context_size=32, n_tokens=500, top_k=5)
-SETTINGS = Settings(
-    device="cpu", threads=1, tile_tokens=256, min_free_bytes=0, reconcile_s=1.0
-)
+SETTINGS = Settings(device="cpu", threads=1, tile_tokens=256, min_free_bytes=0)
 TARGETS_MS = {
     "launch of new content": 10,
     "launch of new content, server down": 10,
@@ -67,7 +65,7 @@ def workspace(tmp_path, tiny):
 
 def _fill(workspace: Workspace, like: str) -> None:
     """Insert runs that look like the one that really ran, in a ledger of some months."""
-    bench, chance = workspace._bench, random.Random(0)
+    bench, chance = workspace._bench, random.Random(0)  # noqa: S311 - of a test
     model = service.read_run(bench, like)
     spec = workspace.training("tiny").to_dict()
     names = [f"training-{number:03d}" for number in range(N_TRAININGS)]
@@ -114,12 +112,12 @@ def _fill(workspace: Workspace, like: str) -> None:
 
 @contextmanager
 def _nothing_is_computed(workspace: Workspace):
-    pid = json.loads((workspace._bench.paths.run / "worker.json").read_text())["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    busy = take_lock(worker_slot(workspace._bench.paths).busy, patience_s=5.0)
+    assert busy is not None
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        os.close(busy)
 
 
 def _median_ms(call, *, after=lambda: None) -> float:
@@ -146,12 +144,11 @@ def _launches(workspace: Workspace, corpus) -> float:
     def launch(number):
         made.append(service.launch(bench, contents[number]))
 
-    try:
-        return _median_ms(launch, after=lambda: service.cancel(bench, made[-1].run_id))
-    finally:
-        assert {one.answer for one in made} == {Answer.NEW_RUN}
-        assert len({one.run_id for one in made}) == N_REPETITIONS
-        _forget(workspace, [one.run_id for one in made])
+    median_ms = _median_ms(launch, after=lambda: service.cancel(bench, made[-1].run_id))
+    assert {one.answer for one in made} == {Answer.NEW_RUN}
+    assert len({one.run_id for one in made}) == N_REPETITIONS
+    _forget(workspace, [one.run_id for one in made])
+    return median_ms
 
 
 def _forget(workspace: Workspace, run_ids: list[str]) -> None:
@@ -224,7 +221,10 @@ def test_figures_of_launch_and_refusal_at_ten_thousand_runs(workspace, tiny, tmp
         print(f"{row['what']:40} {row['median_ms']:8.2f} ms  {target}")  # noqa: T201 - a table
     OUT.parent.mkdir(parents=True, exist_ok=True)
     report = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}", "n_runs": n_runs, "python": platform.python_version(),
-        "n_repetitions": N_REPETITIONS, "figures": table,
-    }  # fmt: skip
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "python": platform.python_version(),
+        "n_runs": n_runs,
+        "n_repetitions": N_REPETITIONS,
+        "figures": table,
+    }
     OUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -17,6 +17,8 @@ from rq.job import JobStatus
 
 from tests.plain_rq import PlainRq, until, work
 
+pytestmark = pytest.mark.slow  # watches RQ, not the kit
+
 
 @pytest.fixture
 def plain(tmp_path):
