@@ -13,7 +13,7 @@ import platform
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -114,17 +114,36 @@ def _pid_namespace() -> str:
 
 
 def start_of(pid: int) -> str | None:
-    """Return the start time of a live process; None if there is none or it is a zombie."""
+    """Return the start time of a live process; None if there is none or it is a zombie.
+
+    A process whose first thread has ended lives as long as another one: until then it holds
+    its memory and its locks.
+    """
     if not Path("/proc/self/stat").exists():  # macOS
         return _output_of("ps", "-o", "lstart=", "-p", str(pid)) or None
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+    state, started = _state_and_start(stat)
+    if state in _DEAD and all(state in _DEAD for state in _threads_of(pid)):
+        return None
+    return started
+
+
+_DEAD = frozenset("ZX")
+
+
+def _state_and_start(stat: str) -> tuple[str, str]:
     # The command name is in parentheses and may hold spaces; state and start follow it.
     after_name = stat.rpartition(")")[2].split()
-    state, started = after_name[0], after_name[19]
-    return None if state in {"Z", "X"} else started
+    return after_name[0], after_name[19]
+
+
+def _threads_of(pid: int) -> Iterator[str]:
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):
+            yield _state_and_start(path.read_text(encoding="utf-8", errors="replace"))[0]
 
 
 def _output_of(*command: str) -> str:

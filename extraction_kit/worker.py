@@ -131,12 +131,23 @@ class Lease:
             raise Stopped(Move.INTERRUPT, "the worker was told to stop (SIGTERM)")
 
     def check_ours(self) -> None:
-        """Raise `Fenced` if another attempt has taken over; being told to stop is no reason."""
-        share = self._settings.self_check_share
-        if boottime() - self._good_at > share * self._settings.lease_s:
+        """Raise `Fenced` if another attempt has taken over; being told to stop is no reason.
+
+        While the ledger cannot be read and the lease has run out, another attempt may have
+        begun: wait until it is known, computing nothing.
+        """
+        if self._unsure_for_s() > self._settings.self_check_share * self._settings.lease_s:
+            self._beat_once()
+        while self._unsure_for_s() > self._settings.lease_s:
+            if self._told_to_stop:
+                raise Stopped(Move.INTERRUPT, "told to stop (SIGTERM) without a ledger")
+            time.sleep(min(self._settings.beat_s, 1.0))
             self._beat_once()
         if isinstance(self._order, Fenced):
             raise self._order
+
+    def _unsure_for_s(self) -> float:
+        return boottime() - self._good_at
 
     def _keep(self) -> None:
         while not self._end.wait(self._settings.beat_s):
@@ -146,6 +157,7 @@ class Lease:
         with self._writing:
             self._beat = replace(self._beat, number=self._beat.number + 1, at=time.time())
             beat = self._beat
+        began = boottime()  # frozen in here, this process learns what was true before
         try:
             self._beats.write(self._target.run_id, self._target.attempt, beat)
             with self._bench.store.read() as connection:
@@ -158,7 +170,7 @@ class Lease:
         order = self._order_from(run)
         if not isinstance(self._order, Fenced):
             self._order = order or self._order
-        self._good_at = boottime()
+        self._good_at = began
 
     def _order_from(self, run: RunRecord | None) -> BaseException | None:
         if run is None or run.attempt != self._target.attempt:
