@@ -9,6 +9,7 @@ import pytest
 from rq.intermediate_queue import IntermediateQueue
 
 from extraction_kit.errors import AlreadyCompleted, StillActive, TrainingBusy
+from extraction_kit.jobqueue import Evidence
 from extraction_kit.ledger import records
 from extraction_kit.lifecycle import RunState
 from tests.acceptance.matrix.faults import freeze, short_lease
