@@ -38,6 +38,7 @@ catalog held        | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 
 disk full           | F 2/16 a2 | F 2/16 a2 | F 2/16 a2 | F 2/16 a2 | F 2/16 a2  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
 clock +5 h          | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
 clock -5 h          | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
+asleep for 5 h      | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1 | C 1/12 a1  | C 1/12 a1 | C 1/12 a1 | C 1/12 a1
 """  # noqa: E501 - a table is read across
 
 

@@ -89,29 +89,29 @@ def terminate_both(stage, phase):
 
 @contextmanager
 def freeze(stage, phase):
-    frozen = _freeze_beyond_the_lease(stage)
+    frozen = freeze_beyond_the_lease(stage)
     yield
-    _thaw(frozen)
+    thaw(frozen)
 
 
 @contextmanager
 def freeze_until_replaced(stage, phase):
-    frozen = _freeze_beyond_the_lease(stage)
+    frozen = freeze_beyond_the_lease(stage)
     stage.script.release()
     stage.start_worker(slot=2)  # what another machine would do
     stage.settle()
     yield
-    _thaw(frozen)
+    thaw(frozen)
     until(lambda: stage.job() is None, "the thawed job to see that it is fenced")
     until(stage.queue_is_empty, "the thawed worker to go on")
 
 
-def _thaw(frozen):
+def thaw(frozen):
     for pid in frozen:
         os.kill(pid, signal.SIGCONT)
 
 
-def _freeze_beyond_the_lease(stage):
+def freeze_beyond_the_lease(stage):
     frozen = [pid for pid in (stage.worker(), stage.job()) if pid is not None]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
@@ -400,6 +400,20 @@ def _jump(hours):
     return jump
 
 
+@contextmanager
+def suspend(stage, phase):
+    """The lid is closed for hours: nobody runs, nobody observes, all of it goes on then."""
+    frozen = [pid for pid in (stage.worker(), stage.job()) if pid is not None]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda pid=pid: _is_frozen(pid), f"process {pid} to freeze")
+    stage.script.sleep(3600 * HOURS)
+    thaw(frozen)
+    if stage.state() is RunState.EXTRACTING:
+        _await_beats(stage, 1)
+    yield
+
+
 def short_lease(_folder, settings, _ends):
     return replace(settings, lease_s=3.0)
 
@@ -427,6 +441,7 @@ FAULTS = {
     "disk full": fill_disk,
     "clock +5 h": _jump(HOURS),
     "clock -5 h": _jump(-HOURS),
+    "asleep for 5 h": suspend,
 }
 
 # What a fault needs before the workspace is opened.

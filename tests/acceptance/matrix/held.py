@@ -123,9 +123,10 @@ def _wrapped(owner, name, *, before=None, after=None):
 
 
 def _instrument_clock(script):
-    """Make the wall clock movable, in the kit and in RQ: both read it through these."""
-    real, real_now = time.time, rq.utils.now
+    """Make the clocks movable, in the kit and in RQ: both read them through these."""
+    real, real_now, real_boottime = time.time, rq.utils.now, worker.boottime
     time.time = lambda: real() + script.clock_offset_s()
+    worker.boottime = lambda: real_boottime() + script.slept_s()
 
     def moved_now():
         return real_now() + timedelta(seconds=script.clock_offset_s())
@@ -186,7 +187,7 @@ def _instrument_job(script):
 
 
 def _instrument_beat(script):
-    """Let the beat's look at the ledger be held in the middle of a statement."""
+    """Let the beat's look at the ledger be held in the middle of a statement, and after it."""
     look = records.run
 
     def held_look(connection, run_id):
@@ -196,7 +197,10 @@ def _instrument_beat(script):
             with closing(raw.execute("SELECT * FROM events")) as statement:
                 statement.fetchone()  # there are more rows: the statement stays open
                 script.pause("ledger read")
-        return look(connection, run_id)
+        seen = look(connection, run_id)
+        if in_beat and script.holds("ledger seen"):
+            script.pause("ledger seen")
+        return seen
 
     records.run = held_look
 

@@ -58,9 +58,16 @@ class Script:
         return self._hold(place).exists()
 
     def clock_offset_s(self):
-        """Return by how much the clock of the held processes was moved."""
+        """Return by how much the wall clock of the held processes was moved."""
+        return self._offset_s("clock.txt")
+
+    def slept_s(self):
+        """Return for how long the machine of the held processes was suspended."""
+        return self._offset_s("slept.txt")
+
+    def _offset_s(self, name):
         try:
-            return float((self.folder / "clock.txt").read_text())
+            return float((self.folder / name).read_text())
         except FileNotFoundError:
             return 0.0
 
@@ -68,7 +75,15 @@ class Script:
 
     def move_clock(self, seconds):
         """Let the wall clock of the held processes jump; monotonic ones stay as they are."""
-        moved = self.folder / "clock.txt"
+        self._move("clock.txt", seconds)
+
+    def sleep(self, seconds):
+        """Be a machine that was suspended: wall clock and time since boot have gone on."""
+        self._move("slept.txt", seconds)
+        self._move("clock.txt", seconds)
+
+    def _move(self, name, seconds):
+        moved = self.folder / name
         moved.with_suffix(".new").write_text(repr(float(seconds)))
         moved.with_suffix(".new").rename(moved)
 
@@ -77,9 +92,9 @@ class Script:
         for place in places:
             self._hold(place).touch()
 
-    def release(self):
-        """Let everybody go on."""
-        for hold in self.folder.glob("hold-*"):
+    def release(self, place="*"):
+        """Let everybody go on, or only who waits at `place`."""
+        for hold in self.folder.glob(f"hold-{place}"):
             hold.unlink()
 
     def pid_at(self, place):

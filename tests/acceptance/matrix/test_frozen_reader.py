@@ -1,4 +1,4 @@
-"""A job that is frozen while its heartbeat reads the ledger: what others can still do.
+"""A job that is frozen while its heartbeat reads the ledger: what others, and it, can do.
 
 In rollback-journal mode an open read statement keeps every writer from committing. The
 statement of a heartbeat takes a fraction of a millisecond, so a freeze seldom falls into it;
@@ -9,6 +9,7 @@ when it does, a writer is told so after its busy timeout, and whoever ends the f
 import os
 import signal
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -18,8 +19,10 @@ from extraction_kit.errors import LedgerBusy
 from extraction_kit.ledger import events
 from extraction_kit.ledger.store import Store
 from extraction_kit.lifecycle import RunState
+from tests.acceptance.matrix.faults import freeze_beyond_the_lease, thaw
 from tests.acceptance.matrix.oracle import aftershocks, judge, outcome
 from tests.acceptance.matrix.phases import bring_to
+from tests.acceptance.matrix.stagehand import SETTINGS, is_running
 from tests.acceptance.staging import until
 
 BUSY_TIMEOUT_S = 1.0
@@ -84,3 +87,22 @@ def test_a_writer_is_told_within_its_timeout_and_nothing_is_lost(
     aftershocks(stage)
     judge(stage, undisturbed_digest)
     assert outcome(stage) == {"thawed": "C 1/12 a1", "killed": "I 2/14 a2"}[ending]
+
+
+def test_what_the_heartbeat_read_before_it_was_frozen_is_no_news_after_it(
+    make_stage, ledger_url, undisturbed_digest
+):
+    settings = replace(SETTINGS, beat_s=1.5, lease_s=3.0, ledger_url=ledger_url)
+    stage = make_stage(settings=settings)
+    bring_to(stage, "mid-run")
+    stage.script.hold("ledger seen")
+    until(lambda: stage.script.pid_at("ledger seen"), "a beat that has read the ledger")
+    (_, job) = frozen = freeze_beyond_the_lease(stage)
+    thaw(frozen)
+    stage.script.release("ledger seen")
+    stage.script.release("mid-run")  # before the next beat: the loop itself must ask
+    until(lambda: not is_running(job), "the thawed job to see that it is fenced")
+    stage.script.release()
+    stage.finish()
+    judge(stage, undisturbed_digest)
+    assert outcome(stage) == "I 2/14 a2"
