@@ -18,6 +18,7 @@ from extraction_kit.errors import ExtractionKitError, Failure
 from extraction_kit.ledger import events, records, transitions
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.lifecycle import CLAIMED, Actor, Move
+from extraction_kit.liveness import ProcessIdentity
 from extraction_kit.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,11 @@ def _where(run: RunRecord) -> str:
 
 
 def _fail(bench: Workbench, run: RunRecord, text: str) -> str:
-    """Kill the process of a stuck run and record the run as failed."""
-    if not bench.reconciler().stop_process(run):
+    """Record a stuck run as failed, then kill its process.
+
+    In this order: whoever sees the process gone first would record the run as interrupted.
+    """
+    if run.process is None or ProcessIdentity.from_dict(run.process).gone() is None:
         return f"run {run.run_id} was left: its process cannot be stopped from this machine"
     by = bench.mover(Actor.RECONCILER)
     why = f"{text}: stopped by the monitor (auto_fail)"
@@ -79,7 +83,11 @@ def _fail(bench: Workbench, run: RunRecord, text: str) -> str:
         moved = transitions.move(
             connection, run.target, Move.FAIL, by=by, text=why, values={"error": why}
         )
-    return f"run {run.run_id} failed: {why}" if moved else f"run {run.run_id} has ended"
+    if not moved:
+        return f"run {run.run_id} has ended"
+    if not bench.reconciler().stop_process(run):
+        why = f"{why}; {_where(run)} is still there"
+    return f"run {run.run_id} failed: {why}"
 
 
 # --- the webhook ----------------------------------------------------------------------------

@@ -246,6 +246,7 @@ class Reconciler:
         elif action is Action.KILL and identity is not None:
             why = f"{where} did not stop within {cancelled_s:.0f} s and was killed"
             if self._still_cancelled(run) and _killed(identity):
+                self._note(run, "killed", why)  # who records its end may be somebody else
                 yield from self.end(run, why)
 
     def _observe(self, run: RunRecord) -> tuple[float, float]:
