@@ -37,6 +37,12 @@ demo-killed: $(STAMP) ## Run a smaller demo, kill its job in the middle, resume 
 test: $(STAMP) ## Run all tests that need no browser
 	$(PYTEST) -m "not browser and not slow and not benchmark and not demo" tests $(ARGS)
 
+PROTOCOL_TESTS := tests/unit/test_protocol_stateful.py tests/acceptance/test_races.py \
+	tests/integration/test_rq_still_does_this.py
+
+protocol: $(STAMP) ## Run the long tests of the protocol: random histories, races, plain RQ
+	$(PYTEST) -m slow $(PROTOCOL_TESTS) $(ARGS)
+
 mutants: $(STAMP) ## Break each guard of the protocol in turn; show which tests notice
 	$(PY) -m tests.mutants $(ARGS)
 
@@ -123,5 +129,5 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-resume demo-killed test mutants test-browser lab check notebooks pictures check-full \
+.PHONY: help demo demo-resume demo-killed test protocol mutants test-browser lab check notebooks pictures check-full \
 	bench install lock clean

@@ -53,7 +53,7 @@ from extraction_kit.lifecycle import (
 from tests.unit.protocol_model import CONTENT_KEYS, POINTS, TRAININGS, Crash, World
 from tests.unit.synthetic import synthetic
 
-N_EXAMPLES, N_STEPS = 445, 50
+N_EXAMPLES, N_STEPS = 500, 50
 N_STEPS_AT_LEAST = 20_000
 N_AT_LEAST_OF_EACH_MOVE = 10
 AFTER_COMMIT = "crash after a commit"
