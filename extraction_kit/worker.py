@@ -278,9 +278,9 @@ class Attempt:
 
     def work(self) -> None:
         """Extract and publish; record every way in which it can end."""
-        _refresh_snapshot(self._bench)
         try:
             with Lease(self._bench, self._run, self._target) as lease:
+                _refresh_snapshot(self._bench)
                 self._complete(lease)
         except Fenced as fenced:
             log.warning(

@@ -5,7 +5,8 @@ process frozen while it beats holds nobody up. With SQLite beats are files inste
 (:class:`extraction_kit.liveness.BeatFiles`): every statement that writes locks it whole.
 """
 
-from sqlalchemy import ColumnElement, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, and_, delete, select
+from sqlalchemy.dialects.postgresql import insert
 
 from extraction_kit.ledger.schema import beats
 from extraction_kit.ledger.store import Store
@@ -26,15 +27,12 @@ class BeatRows:
 
     def write(self, run_id: str, attempt: int, beat: Beat) -> None:
         """Replace the beat of one attempt; only the process that claimed it writes here."""
-        values = beat.to_dict()
+        row = insert(beats).values(run_id=run_id, attempt=attempt, beat=beat.to_dict())
+        replaced = row.on_conflict_do_update(
+            index_elements=["run_id", "attempt"], set_={"beat": row.excluded.beat}
+        )
         with self._store.read() as connection:  # autocommit: a statement is a transaction
-            changed = connection.execute(
-                update(beats).where(_of(run_id, attempt)).values(beat=values)
-            )
-            if not changed.rowcount:
-                connection.execute(
-                    insert(beats).values(run_id=run_id, attempt=attempt, beat=values)
-                )
+            connection.execute(replaced)
 
     def read(self, run_id: str, attempt: int) -> Beat | None:
         """Return the last beat, or None if there is none."""

@@ -55,6 +55,15 @@ def test_the_usual_part_covers_every_fault_and_every_phase():
     assert set(CELLS) >= COVERING
 
 
+def test_a_run_that_nothing_happens_to_completes(make_stage, undisturbed_digest):
+    """What a broken guard must not break: no fault, and no second delivery either."""
+    stage = make_stage()
+    bring_to(stage, "mid-run")
+    stage.script.release()
+    stage.finish()
+    judge(stage, undisturbed_digest)
+
+
 @pytest.mark.parametrize(("fault", "phase", "database"), list(_cells()))
 def test_a_run_completes_exactly_once(
     request, fault, phase, database, make_stage, undisturbed_digest
