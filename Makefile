@@ -72,6 +72,12 @@ check-full: $(STAMP) ## Run everything: check, slow tests, browser tests, demo, 
 	@$(MAKE) mutants
 	@$(MAKE) notebooks
 
+bench-guarantees: $(STAMP) ## Compare with plain RQ under the same faults
+	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_guarantees.py $(ARGS)
+
+bench-launch: $(STAMP) ## Time launches and refusals at 10,000 runs in the ledger
+	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_launch.py $(ARGS)
+
 bench: $(STAMP) ## Print speed and memory figures of this machine
 	$(PYTEST) -m benchmark -s tests/benchmarks $(ARGS)
 
@@ -130,4 +136,4 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help demo demo-resume demo-killed test protocol mutants test-browser lab check notebooks pictures check-full \
-	bench install lock clean
+	bench bench-guarantees bench-launch install lock clean
