@@ -38,23 +38,27 @@ _START_TIMEOUT_S = 15.0
 def take_lock(path: Path, *, patience_s: float = 0.0) -> int | None:
     """Take the lock file; return its descriptor, None if it is held.
 
-    Whoever asks :func:`is_held` holds it for a moment, so one who means to keep it tries
+    Whoever asks :func:`is_held` shares it for a moment, so one who means to keep it tries
     again for `patience_s` seconds.
     """
+    return _lock(path, fcntl.LOCK_EX, patience_s=patience_s)
+
+
+def _lock(path: Path, kind: int, *, patience_s: float) -> int | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise unusable(path, error) from error
-    if _wait_until(lambda: _locked(descriptor), patience_s):
+    if _wait_until(lambda: _locked(descriptor, kind), patience_s):
         return descriptor
     os.close(descriptor)
     return None
 
 
-def _locked(descriptor: int) -> bool:
+def _locked(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -64,7 +68,7 @@ def is_held(path: Path) -> bool:
     """Tell whether some process holds the lock file."""
     if not path.exists():
         return False
-    descriptor = take_lock(path, patience_s=0.003)  # another one may just be asking, too
+    descriptor = _lock(path, fcntl.LOCK_SH, patience_s=0)  # who asks, too, shares it
     if descriptor is None:
         return True
     os.close(descriptor)

@@ -6,7 +6,7 @@ action are made by :mod:`extraction_kit.reconcile`.
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,16 @@ def views(bench: Workbench, run_ids: Sequence[str] | None = None) -> list[RunVie
     return list(_views(bench, found))
 
 
-def _views(bench: Workbench, runs: Iterable[RunRecord]) -> Iterator[RunView]:
+_FEW = 200  # one look at each run's own rows is quicker than one at all rows
+
+
+def _views(bench: Workbench, runs: Sequence[RunRecord]) -> Iterator[RunView]:
+    run_ids = [run.run_id for run in runs] if len(runs) <= _FEW else None
+    named = {run.training_id for run in runs} if len(runs) <= _FEW else None
     with bench.store.read() as connection:
-        trainings = {one.training_id: one for one in records.all_trainings(connection)}
-        refused = events.count_of(connection, "refused")
+        found = records.all_trainings(connection, named)
+        refused = events.count_of(connection, "refused", run_ids)
+    trainings = {one.training_id: one for one in found}
     for run in runs:
         yield _view(
             bench,

@@ -1,5 +1,6 @@
 """What happened, in order: one row per change, repeated refusals in one row with a count."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -96,11 +97,15 @@ def of_run(connection: Connection, run_id: str) -> list[Happening]:
     ]
 
 
-def count_of(connection: Connection, kind: str) -> dict[str, int]:
-    """Return how often `kind` happened, by run."""
+def count_of(
+    connection: Connection, kind: str, run_ids: Sequence[str] | None = None
+) -> dict[str, int]:
+    """Return how often `kind` happened, by run (of `run_ids` only: that needs no scan)."""
+    run_id = events.c.run_id
+    of_runs = run_id.is_not(None) if run_ids is None else run_id.in_(run_ids)
     rows = connection.execute(
-        select(events.c.run_id, func.sum(events.c.count))
-        .where(events.c.kind == kind, events.c.run_id.is_not(None))
-        .group_by(events.c.run_id)
+        select(run_id, func.sum(events.c.count))
+        .where(events.c.kind == kind, of_runs)
+        .group_by(run_id)
     )
-    return {run_id: int(count) for run_id, count in rows}
+    return {found: int(count) for found, count in rows}

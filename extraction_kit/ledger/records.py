@@ -1,6 +1,6 @@
 """Rows of the ledger as plain, frozen records, and the questions asked of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -142,9 +142,14 @@ def training(connection: Connection, training_id: str) -> TrainingRecord | None:
     return None if row is None else TrainingRecord(**row._mapping)  # noqa: SLF001 - see above
 
 
-def all_trainings(connection: Connection) -> list[TrainingRecord]:
-    """Return all trainings, by id."""
-    rows = connection.execute(select(trainings).order_by(trainings.c.training_id))
+def all_trainings(
+    connection: Connection, only: Collection[str] | None = None
+) -> list[TrainingRecord]:
+    """Return all trainings (those whose id is in `only`), by id."""
+    question = select(trainings).order_by(trainings.c.training_id)
+    if only is not None:
+        question = question.where(trainings.c.training_id.in_(sorted(only)))
+    rows = connection.execute(question)
     return [TrainingRecord(**row._mapping) for row in rows]  # noqa: SLF001 - see above
 
 
