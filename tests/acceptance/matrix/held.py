@@ -212,7 +212,12 @@ def _instrument_engine(script):
     """
 
     def begins(job):
-        script.note("batch", attempt=_attempt_of(job.folder), context=job.n_contexts_done)
+        script.note(
+            "batch",
+            run=job.folder.parent.name,
+            attempt=_attempt_of(job.folder),
+            context=job.n_contexts_done,
+        )
 
     def ends(_, job):
         n_batches = job.n_contexts_done // job.tile

@@ -33,6 +33,7 @@ def aftershocks(stage):
     for _ in range(2):
         assert isinstance(stage.launch().refusal, AlreadyCompleted)
     until(stage.queue_is_empty, "the queue to be empty")
+    until(lambda: stage.job() is None, "the end of the job's process: RQ has its last word")
     for attempt, job_id in stage.job_ids().items():
         before = stage.count("duplicate delivery", attempt)
         _deliver(stage, job_id, attempt)
