@@ -136,12 +136,14 @@ def rq_cancelled(plain):
     rq_until_ended(plain, 1)
 
 
-def rq_state(plain):
+def rq_state(plain, *, wanted):
     """Return what RQ says in the end, and whether it is so."""
     until(lambda: plain.status not in {"queued", "started"}, "RQ's last word")
     status, n_ended = plain.status, len(plain.journal("end"))
     if not n_ended:
         return "lost" if status == "unknown" else status
+    if wanted is RunState.CANCELLED:
+        return f"{status}, it ran to its end all the same"
     return status if status == "finished" else f"{status}, though it ran to its end"
 
 
@@ -262,7 +264,7 @@ def of_plain_rq(case, folder):
     plain = PlainRq(folder)
     try:
         case.rq(plain)
-        return {"executions": plain.executions, "state": rq_state(plain)}
+        return {"executions": plain.executions, "state": rq_state(plain, wanted=case.state)}
     finally:
         plain.close()
 

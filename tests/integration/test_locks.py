@@ -1,5 +1,6 @@
 """File locks: whoever only asks never stops one who means to keep the lock."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -50,3 +51,12 @@ def test_many_who_ask_do_not_stop_one_who_takes(tmp_path):
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def test_one_who_asks_never_mistakes_another_who_asks_for_a_holder(tmp_path):
+    path = tmp_path / "lock"
+    with path.open("wb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not is_held(path)
+        fcntl.flock(asking, fcntl.LOCK_EX)
+        assert is_held(path)

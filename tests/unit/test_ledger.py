@@ -3,11 +3,12 @@
 import sqlite3
 import threading
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from extraction_kit.errors import BadSettings, LedgerBusy, LedgerConflict, WorkspaceUnusable
 from extraction_kit.ledger import events, records
@@ -236,7 +237,39 @@ def test_repeated_refusals_are_one_event_with_a_count_and_move_the_cursor(store)
         refused = [one for one in events.of_run(connection, "r1") if one.kind == "refused"]
         assert events.cursor(connection) == start + 3
         assert events.count_of(connection, "refused") == {"r1": 3}
+        assert events.count_of(connection, "refused", ["r1", "r2"]) == {"r1": 3}
+        assert events.count_of(connection, "refused", ["r2"]) == {}
     assert [one.count for one in refused] == [3]
+
+
+def test_what_is_asked_of_a_few_runs_never_reads_all_rows(tmp_path):
+    """Each launch and each look asks these; a ledger of years has 100,000 events."""
+    store = Store.at(
+        tmp_path / "ledger.sqlite"
+    )  # PostgreSQL plans by the size of its tables
+    store.prepare()
+    asked = []
+    with store.read() as connection:
+        listener = partial(_keep_statement, asked)
+        event.listen(connection, "before_cursor_execute", listener)
+        events.count_of(connection, "refused", ["r1"])
+        records.all_trainings(connection, ["t"])
+        records.generations(connection, "t", "c")
+        records.active_run(connection, "t")
+        records.run(connection, "r1")
+        event.remove(connection, "before_cursor_execute", listener)
+        for statement, parameters in asked:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            steps = [row[-1] for row in plan]
+            assert not [step for step in steps if step.startswith("SCAN")], (
+                statement,
+                steps,
+            )
+    assert len(asked) == 5
+
+
+def _keep_statement(asked, _connection, _cursor, statement, parameters, *_):
+    asked.append((statement, parameters))
 
 
 def test_times_come_back_aware_and_naive_ones_are_refused(store):
