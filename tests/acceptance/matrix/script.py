@@ -6,6 +6,7 @@ functions in a process of the tests' own.
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Script:
             os.close(log)
 
     def pause(self, place, attempt=0):
-        """Note the arrival; wait here, in the main thread only, while `place` is held."""
+        """Note the arrival; wait here while `place` is held."""
         self.note("reached", place=place, attempt=attempt)
         hold = self._hold(place)
         if not hold.exists():
@@ -48,9 +49,12 @@ class Script:
         arrival.with_suffix(".new").write_text(str(os.getpid()))
         arrival.with_suffix(".new").rename(arrival)
         clock = self.folder / f"clock-{os.getpid()}"
+        mine = clock.with_suffix(
+            f".{threading.get_ident()}"
+        )  # two threads may wait at once
         while hold.exists():
-            clock.with_suffix(".new").write_text(repr(time.time()))
-            clock.with_suffix(".new").rename(clock)
+            mine.write_text(repr(time.time()))
+            mine.rename(clock)
             time.sleep(0.01)
 
     def holds(self, place):
