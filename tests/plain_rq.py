@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import redis
 import rq
 from rq.job import Job, JobStatus
@@ -159,6 +160,10 @@ class PlainRq:
         until(lambda: self.executions >= n, f"execution {n}")
         return self.journal("start")[n - 1]
 
+    def until_gone(self, pid: int) -> None:
+        """Wait until an execution's process is over: it reports its end after noting it."""
+        until(lambda: _is_over(pid), f"the end of process {pid}")
+
     def let_it_end(self) -> None:
         (self.folder / "go").touch()
 
@@ -178,6 +183,13 @@ def _answers(connection: redis.Redis) -> bool:
         return bool(connection.ping())
     except redis.RedisError:
         return False
+
+
+def _is_over(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def main(socket: str) -> None:

@@ -108,11 +108,11 @@ def rq_dashboard(plain):
 
 
 def rq_server_restarted(plain):
-    worker, _ = rq_in_the_middle(plain)
+    worker, orphan = rq_in_the_middle(plain)
     plain.kill_server()
     worker.wait(timeout=30)  # it ends with its server
     plain.let_it_end()
-    rq_until_ended(plain, 1)
+    plain.until_gone(orphan)  # it tries to report its end, in vain
     plain.start_server()
     plain.start_worker()
     plain.age_executions()

@@ -94,12 +94,13 @@ def test_rq_still_requeues_a_job_whose_process_was_killed_if_it_may_retry(plain)
 def test_rqs_worker_still_ends_when_its_server_does_and_leaves_its_job_alone(plain):
     plain.enqueue()
     worker = plain.start_worker()
-    plain.until_started()
+    orphan = plain.until_started()
     plain.kill_server()
     worker.wait(timeout=30)
     assert not plain.journal("end")
     plain.let_it_end()
-    until(lambda: plain.journal("end"), "the orphan's end")
+    plain.until_gone(orphan)
+    assert plain.journal("end") == [orphan]
     plain.start_server()
     assert plain.status == "started", "its end was recorded"
 
