@@ -18,15 +18,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from extraction_kit import outbox
 from extraction_kit.atomic import remove_folder
 from extraction_kit.catalog.publish import publish, read_manifest, staged_and_sound, verify
 from extraction_kit.config import Settings
-from extraction_kit.errors import QueueUnreachable
 from extraction_kit.jobqueue import Evidence, JobQueue
 from extraction_kit.ledger import events, records
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.store import Store
-from extraction_kit.ledger.transitions import Mover, move, next_attempt, queued
+from extraction_kit.ledger.transitions import Mover, move, next_attempt
 from extraction_kit.lifecycle import (
     ACTIVE,
     CLAIMED,
@@ -185,14 +185,10 @@ class Reconciler:
                 yield Done(run_id=run.run_id, what="sent again", why=why)
 
     def send(self, run: RunRecord) -> bool:
-        """Enqueue the current attempt and note it; False if the server is away."""
-        try:
-            self.queue.enqueue(run.job_id, run.run_id, run.attempt)
-        except QueueUnreachable:
-            return False
-        with self.store.write() as connection:
-            queued(connection, run.target, by=self._mover())
-        return True
+        """Hand the current attempt to the queue; False if the server is away."""
+        return outbox.send(
+            self.store, self.queue, run.target, job_id=run.job_id, by=self._mover()
+        )
 
     def _supersede(self, run: RunRecord, why: str) -> bool:
         job_id = job_id_of(

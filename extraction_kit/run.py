@@ -84,7 +84,7 @@ class Watcher:
         if launched.refusal is not None:
             raise launched.refusal
         if run.state is RunState.REQUESTED:
-            service.send(self.bench, run_id)
+            self.bench.send(run.target, run.job_id)
         return self.view(run_id)
 
     def cancel(self, run_id: str) -> RunView:

@@ -5,35 +5,30 @@ Each decision is made inside one write transaction of the ledger, from the table
 that race. What was decided is committed before the queue hears of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from extraction_kit import refusals
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import (
-    AlreadyCompleted,
     GenerationUnavailable,
     LedgerConflict,
-    NothingToCancel,
-    NothingToResume,
-    Refused,
-    RestsUntilResumed,
     RunRefused,
-    StillActive,
-    TooLateToCancel,
     TrainingBusy,
     TrainingConflict,
     UnknownRun,
 )
-from extraction_kit.ledger import events, records
+from extraction_kit.ledger import records
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.store import Connection
 from extraction_kit.ledger.transitions import (
+    Mover,
+    Target,
     insert_run,
     move,
     next_attempt,
-    queued,
     request_cancel,
 )
 from extraction_kit.lifecycle import (
@@ -154,17 +149,25 @@ def launch(
     if found is None:  # only new work needs space, a server and a worker; before any row
         bench.require_space()
         bench.start_processes()
+    by = bench.mover(Actor.LAUNCHER)
+    row = _new_row(bench, content, generation or 1, by=by)
     try:
-        launched = _decide(bench, content, generation)
+        launched = _decide(bench, content, generation=generation, row=row, by=by)
     except LedgerConflict:  # somebody inserted between our look and our insert: look again
-        launched = _decide(bench, content, generation)
+        launched = _decide(bench, content, generation=generation, row=row, by=by)
     if launched.answer is Answer.NEW_RUN:
-        send(bench, launched.run_id)
+        bench.send(Target(run_id=row["run_id"], attempt=row["attempt"]), row["job_id"])
     return launched
 
 
-def _decide(bench: Workbench, content: Content, generation: int | None) -> Launched:
-    by = bench.mover(Actor.LAUNCHER)
+def _decide(
+    bench: Workbench,
+    content: Content,
+    *,
+    generation: int | None,
+    row: Mapping[str, Any],
+    by: Mover,
+) -> Launched:
     refusal: RunRefused | None = None
     with bench.store.write() as connection:
         run = _find(connection, content, generation)
@@ -172,15 +175,14 @@ def _decide(bench: Workbench, content: Content, generation: int | None) -> Launc
         if run is None:
             busy = records.active_run(connection, content.training.training_id)
             if busy is not None:
-                run, refusal = busy, busy_with(busy)
+                run, refusal = busy, refusals.busy_with(busy)
             else:
-                row = _new_row(bench, content, generation or 1)
                 insert_run(connection, row, by=by)
                 return Launched(run_id=row["run_id"], answer=answer)
         elif answer in {Answer.RETURN, Answer.REST}:
-            refusal = refusal_of(run)
+            refusal = refusals.of_launch(run)
         if refusal is not None:
-            _note_refusal(connection, run, refusal, by_label=by.label, at=by.at)
+            refusals.note(connection, run, refusal, by=by)
     if isinstance(refusal, TrainingBusy):
         raise refusal
     return Launched(run_id=run.run_id, answer=answer, refusal=refusal)
@@ -235,9 +237,10 @@ def _require_predecessor(
     )
 
 
-def _new_row(bench: Workbench, content: Content, generation: int) -> dict[str, Any]:
+def _new_row(
+    bench: Workbench, content: Content, generation: int, *, by: Mover
+) -> dict[str, Any]:
     training_id = content.training.training_id
-    by = bench.mover()
     return {
         "run_id": run_id_of(training_id, content.key, generation),
         "training_id": training_id,
@@ -256,19 +259,6 @@ def _new_row(bench: Workbench, content: Content, generation: int) -> dict[str, A
         "created_at": by.at,
         "created_by": by.name,
     }
-
-
-def send(bench: Workbench, run_id: str) -> bool:
-    """Hand the current attempt to the queue; False if the server is away.
-
-    A failure here loses nothing: the run is ``requested``, the reconciler sends it later.
-    """
-    run = read_run(bench, run_id)
-    if not bench.enqueue(run):
-        return False
-    with bench.store.write() as connection:
-        queued(connection, run.target, by=bench.mover(Actor.LAUNCHER))
-    return True
 
 
 # --- resume and cancel ------------------------------------------------------------------------
@@ -312,10 +302,11 @@ def resume(bench: Workbench, run_id: str, *, force: bool = False) -> None:
     except LedgerConflict:
         with bench.store.read() as connection:
             busy = records.active_run(connection, run.training_id)
-        refusal = run_still_active(run) if busy is None else busy_with(busy)
+        refusal = refusals.still_active(run) if busy is None else refusals.busy_with(busy)
     if refusal is not None:
         raise refusal
-    send(bench, run_id)
+    resumed = read_run(bench, run_id)
+    bench.send(resumed.target, resumed.job_id)
 
 
 def _stop_stuck(bench: Workbench, run: RunRecord, *, force: bool) -> None:
@@ -326,7 +317,7 @@ def _stop_stuck(bench: Workbench, run: RunRecord, *, force: bool) -> None:
     elif force:
         why = f"made no progress for {hours:g} h; given up without seeing its process"
     else:
-        raise _note_and_return(bench, run, cannot_verify(run))
+        raise _note_and_return(bench, run, refusals.cannot_verify(run))
     for _ in reconciler.end(run, why, by=Actor.USER):
         pass
 
@@ -334,20 +325,20 @@ def _stop_stuck(bench: Workbench, run: RunRecord, *, force: bool) -> None:
 def _note_and_return(bench: Workbench, run: RunRecord, refusal: RunRefused) -> RunRefused:
     by = bench.mover()
     with bench.store.write() as connection:
-        _note_refusal(connection, run, refusal, by_label=by.label, at=by.at)
+        refusals.note(connection, run, refusal, by=by)
     return refusal
 
 
-def _resume(connection: Connection, run_id: str, by: Any) -> RunRefused | None:  # noqa: ANN401
+def _resume(connection: Connection, run_id: str, by: Mover) -> RunRefused | None:
     run = records.run(connection, run_id)
     if run is None:
         raise UnknownRun(run_id=run_id)
-    refusal = _refusal_to_resume(run)
+    refusal = refusals.of_resume(run)
     if refusal is None:
         busy = records.active_run(connection, run.training_id)
-        refusal = None if busy is None else busy_with(busy)
+        refusal = None if busy is None else refusals.busy_with(busy)
     if refusal is not None:
-        _note_refusal(connection, run, refusal, by_label=by.label, at=by.at)
+        refusals.note(connection, run, refusal, by=by)
         return refusal
     job_id = job_id_of(
         run.training_id,
@@ -368,19 +359,6 @@ def _resume(connection: Connection, run_id: str, by: Any) -> RunRefused | None: 
     return None
 
 
-def _refusal_to_resume(run: RunRecord) -> RunRefused | None:
-    answer = answer_to_resume(run.state)
-    if answer is Answer.ALREADY_COMPLETED:
-        return refusal_of(run)
-    if answer is Answer.STILL_ACTIVE:
-        return run_still_active(run)
-    if answer is Answer.NOTHING_TO_RESUME:
-        return NothingToResume(
-            run_id=run.run_id, state=str(run.state), because="nothing ran"
-        )
-    return None
-
-
 def cancel(bench: Workbench, run_id: str) -> None:
     """Cancel a run: at once if no process has it, within one batch if one computes.
 
@@ -394,105 +372,15 @@ def cancel(bench: Workbench, run_id: str) -> None:
         run = records.run(connection, run_id)
         if run is None:
             raise UnknownRun(run_id=run_id)
-        answer = answer_to_cancel(run.state)
-        refusal = _refusal_to_cancel(run, answer)
+        refusal = refusals.of_cancel(run)
         if refusal is not None:
-            _note_refusal(connection, run, refusal, by_label=by.label, at=by.at)
-        elif answer is Answer.CANCEL_NOW:
+            refusals.note(connection, run, refusal, by=by)
+        elif answer_to_cancel(run.state) is Answer.CANCEL_NOW:
             move(connection, run.target, Move.CANCEL, by=by, text="cancelled while waiting")
         else:
             request_cancel(connection, run.target, by=by)
     if refusal is not None:
         raise refusal
-
-
-def _refusal_to_cancel(run: RunRecord, answer: Answer) -> RunRefused | None:
-    facts = {"run_id": run.run_id, "state": str(run.state)}
-    if answer is Answer.ALREADY_COMPLETED:
-        return refusal_of(run)
-    if answer is Answer.TOO_LATE:
-        because = (
-            f"run {run.run_id} has computed all its numbers and is publishing them: it "
-            "completes in a moment"
-        )
-        return TooLateToCancel(**facts, because=because)
-    if answer is Answer.NOTHING_TO_CANCEL:
-        because = f"run {run.run_id} is {run.state}: nothing runs that could be cancelled"
-        return NothingToCancel(**facts, because=because)
-    return None
-
-
-# --- refusals in words ------------------------------------------------------------------------
-
-
-def refusal_of(run: RunRecord) -> RunRefused:
-    """Return why a completed or resting run is not launched (again), and what to type."""
-    facts = {"run_id": run.run_id, "state": str(run.state)}
-    if run.state is RunState.COMPLETED and run.completed_at is not None:
-        because = (
-            f"completed since {run.completed_at:%Y-%m-%d %H:%M:%S} UTC (launched by "
-            f"{run.created_by}), results in {run.results_dir}. A completed run is never run "
-            "again: read it with run.features(). To compute it anew on purpose, launch it "
-            f"with generation={run.generation + 1}"
-        )
-        return AlreadyCompleted(**facts, because=because)
-    what = (run.error or str(run.state)).strip().splitlines()[0]
-    because = (
-        f"run {run.run_id} of training {run.training_id!r} is {run.state} ({what}). Nothing "
-        "starts again by itself: run.resume() continues it from its last checkpoint"
-    )
-    return RestsUntilResumed(**facts, because=because)
-
-
-def busy_with(run: RunRecord) -> TrainingBusy:
-    """Return the refusal of anything else while `run` is active."""
-    because = (
-        f"training {run.training_id!r} is busy: run {run.run_id} (generation "
-        f"{run.generation}, {run.n_tokens:,} tokens) is {run.state} since "
-        f"{(run.claimed_at or run.created_at):%Y-%m-%d %H:%M:%S} UTC. Wait for it with "
-        f"ws.run({run.run_id!r}).wait(), or stop it with ws.run({run.run_id!r}).cancel()"
-    )
-    return TrainingBusy(run_id=run.run_id, state=str(run.state), because=because)
-
-
-def run_still_active(run: RunRecord) -> StillActive:
-    """Return the refusal to resume a run that is being worked on."""
-    because = (
-        f"run {run.run_id} is {run.state} (job {run.job_id}): nothing to resume. Watch it with "
-        "run.wait(), or stop it with run.cancel()"
-    )
-    return StillActive(run_id=run.run_id, state=str(run.state), because=because)
-
-
-def cannot_verify(run: RunRecord) -> StillActive:
-    """Return the refusal to restart what might still be computing somewhere else."""
-    where = "{host} (pid {pid})".format(**(run.process or {"host": "?", "pid": "?"}))
-    because = (
-        f"run {run.run_id} is stuck, but its process on {where} cannot be seen from this "
-        "machine. Stop it there, or type run.resume(force=True): it can write nothing more, "
-        "but may hold its GPU until it ends"
-    )
-    return StillActive(run_id=run.run_id, state=str(run.state), because=because)
-
-
-def _note_refusal(
-    connection: Connection,
-    run: RunRecord,
-    refusal: Refused,
-    *,
-    by_label: str,
-    at: Any,  # noqa: ANN401
-) -> None:
-    events.record_again(
-        connection,
-        run.run_id,
-        attempt=run.attempt,
-        at=at,
-        kind="refused",
-        actor=by_label,
-        # Not its full words: they name a moment's state, and repetitions must be one event.
-        text=f"{type(refusal).__name__}: {type(refusal).__doc__}",
-    )
 
 
 def read_run(bench: Workbench, run_id: str) -> RunRecord:

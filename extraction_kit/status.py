@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extraction_kit import embedded
+from extraction_kit import embedded, refusals
 from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.checkpoints import newest_meta
 from extraction_kit.jobqueue import Evidence
@@ -19,7 +19,7 @@ from extraction_kit.ledger import events, records
 from extraction_kit.ledger.records import RunRecord, TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat
-from extraction_kit.service import read_run, refusal_of
+from extraction_kit.service import read_run
 from extraction_kit.views import Happening, RunView
 from extraction_kit.workbench import Workbench
 
@@ -105,7 +105,9 @@ def _view(
         progress_age_s=_age_s(working, "progress_at"),
         checkpoint_tokens=checkpoint,
         cancel_requested=run.cancel_requested,
-        refusal=str(refusal_of(run)) if n_refusals and run.state not in ACTIVE else None,
+        refusal=str(refusals.of_launch(run))
+        if n_refusals and run.state not in ACTIVE
+        else None,
         n_refusals=n_refusals,
         findings=tuple(_findings(bench, run, working)),
         advice=_advice(run, checkpoint),

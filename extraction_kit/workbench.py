@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from extraction_kit import embedded
+from extraction_kit import embedded, outbox
 from extraction_kit.atomic import remove_folder, unusable, write_json
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
@@ -18,7 +18,6 @@ from extraction_kit.errors import (
     BadConfig,
     BadModel,
     BadSae,
-    QueueUnreachable,
     UnknownTraining,
     WorkspaceUnusable,
 )
@@ -27,7 +26,7 @@ from extraction_kit.ledger import records
 from extraction_kit.ledger.beats import BeatRows
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.store import Store
-from extraction_kit.ledger.transitions import Mover
+from extraction_kit.ledger.transitions import Mover, Target
 from extraction_kit.lifecycle import Actor, digest_of
 from extraction_kit.liveness import Beat, BeatFiles, Beats, Observations
 from extraction_kit.paths import Paths
@@ -138,13 +137,10 @@ class Workbench:
             self.paths, version=__version__, environment=environment
         )
 
-    def enqueue(self, run: RunRecord) -> bool:
-        """Hand the current attempt to the queue; False if the server does not answer."""
-        try:
-            self.queue.enqueue(run.job_id, run.run_id, run.attempt)
-        except QueueUnreachable:
-            return False
-        return True
+    def send(self, target: Target, job_id: str) -> bool:
+        """Hand an attempt that was just committed to the queue; False if it is away."""
+        by = self.mover(Actor.LAUNCHER)
+        return outbox.send(self.store, self.queue, target, job_id=job_id, by=by)
 
     def reconcile(self) -> list[Done]:
         """Bring the ledger in line with the evidence."""

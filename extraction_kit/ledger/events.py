@@ -2,11 +2,28 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from extraction_kit.ledger.schema import events
 from extraction_kit.views import Happening
+
+# Built once: building a statement takes longer than SQLite takes to carry it out.
+_NEXT_CHANGE = select(func.coalesce(func.max(events.c.change), 0) + 1).scalar_subquery()
+_APPEND = insert(events).values(change=_NEXT_CHANGE)
+_SAME = select(func.max(events.c.seq)).where(
+    events.c.run_id.is_not_distinct_from(bindparam("run_id")),  # None: no run is named
+    events.c.attempt == bindparam("attempt"),
+    events.c.kind == bindparam("kind"),
+    events.c.text == bindparam("text"),
+    events.c.actor == bindparam("actor"),
+)
+_COUNT = (
+    update(events)
+    .where(events.c.seq == bindparam("same"))
+    .values(count=events.c.count + 1, last_at=bindparam("now"), change=_NEXT_CHANGE)
+)
 
 
 def record(
@@ -21,17 +38,17 @@ def record(
 ) -> None:
     """Append one event, in the transaction of the change it tells of."""
     connection.execute(
-        insert(events).values(
-            run_id=run_id,
-            attempt=attempt,
-            at=at,
-            last_at=at,
-            count=1,
-            kind=kind,
-            actor=actor,
-            text=text,
-            change=_next_change(connection),
-        )
+        _APPEND,
+        {
+            "run_id": run_id,
+            "attempt": attempt,
+            "at": at,
+            "last_at": at,
+            "count": 1,
+            "kind": kind,
+            "actor": actor,
+            "text": text,
+        },
     )
 
 
@@ -46,29 +63,18 @@ def record_again(
     text: str,
 ) -> None:
     """Count a repetition of the same event, or append its first occurrence."""
-    same = select(func.max(events.c.seq)).where(
-        events.c.run_id.is_not_distinct_from(run_id),  # None: no run is named
-        events.c.attempt == attempt,
-        events.c.kind == kind,
-        events.c.text == text,
-        events.c.actor == actor,
-    )
-    seq = connection.execute(same).scalar()
-    if seq is None:
-        record(
-            connection, run_id, attempt=attempt, at=at, kind=kind, actor=actor, text=text
-        )
-        return
-    connection.execute(
-        update(events)
-        .where(events.c.seq == seq)
-        .values(count=events.c.count + 1, last_at=at, change=_next_change(connection))
-    )
-
-
-def _next_change(connection: Connection) -> int:
-    newest = connection.execute(select(func.max(events.c.change))).scalar()
-    return (newest or 0) + 1
+    named: dict[str, Any] = {
+        "run_id": run_id,
+        "attempt": attempt,
+        "kind": kind,
+        "text": text,
+        "actor": actor,
+    }
+    same = connection.execute(_SAME, named).scalar()
+    if same is None:
+        record(connection, at=at, **named)
+    else:
+        connection.execute(_COUNT, {"same": same, "now": at})
 
 
 def cursor(connection: Connection) -> int:

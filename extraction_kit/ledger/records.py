@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, insert, select
+from sqlalchemy import Connection, Row, Select, bindparam, insert, select, text
 
 from extraction_kit.ledger.events import record
-from extraction_kit.ledger.schema import attempts, events, runs, trainings
+from extraction_kit.ledger.schema import ACTIVE_SQL, attempts, events, runs, trainings
 from extraction_kit.ledger.transitions import Mover, Target
-from extraction_kit.lifecycle import ACTIVE, RunState
+from extraction_kit.lifecycle import RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,13 @@ _RUN_COLUMNS: Select[Any] = select(
     attempts,
     (attempts.c.run_id == runs.c.run_id) & (attempts.c.attempt == runs.c.attempt),
 )
+# Built once: building a statement takes longer than SQLite takes to answer it.
+_OF_TRAINING = _RUN_COLUMNS.where(runs.c.training_id == bindparam("training_id"))
+_BY_ID = _RUN_COLUMNS.where(runs.c.run_id == bindparam("run_id"))
+_GENERATIONS = _OF_TRAINING.where(runs.c.content_key == bindparam("content_key")).order_by(
+    runs.c.generation
+)
+_ACTIVE = _OF_TRAINING.where(text(ACTIVE_SQL))  # as the index has it, so that it is used
 
 
 def _run(row: Row[Any]) -> RunRecord:
@@ -83,7 +90,7 @@ def _run(row: Row[Any]) -> RunRecord:
 
 def run(connection: Connection, run_id: str) -> RunRecord | None:
     """Return one run, or None."""
-    row = connection.execute(_RUN_COLUMNS.where(runs.c.run_id == run_id)).first()
+    row = connection.execute(_BY_ID, {"run_id": run_id}).first()
     return None if row is None else _run(row)
 
 
@@ -105,18 +112,13 @@ def generations(
     connection: Connection, training_id: str, content_key: str
 ) -> list[RunRecord]:
     """Return all generations of one content, the oldest first."""
-    question = _RUN_COLUMNS.where(
-        runs.c.training_id == training_id, runs.c.content_key == content_key
-    )
-    return [_run(row) for row in connection.execute(question.order_by(runs.c.generation))]
+    named = {"training_id": training_id, "content_key": content_key}
+    return [_run(row) for row in connection.execute(_GENERATIONS, named)]
 
 
 def active_run(connection: Connection, training_id: str) -> RunRecord | None:
     """Return the active run of a training; the store allows one at most."""
-    question = _RUN_COLUMNS.where(
-        runs.c.training_id == training_id, runs.c.state.in_([str(s) for s in ACTIVE])
-    )
-    row = connection.execute(question).first()
+    row = connection.execute(_ACTIVE, {"training_id": training_id}).first()
     return None if row is None else _run(row)
 
 

@@ -21,6 +21,9 @@ _ENDS = frozenset(
     {Move.COMPLETE, Move.ADOPT, Move.FAIL, Move.CANCEL, Move.INTERRUPT, Move.REAP}
 )
 
+_INSERT_RUN = insert(runs)
+_INSERT_ATTEMPT = insert(attempts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mover:
@@ -174,22 +177,14 @@ def next_attempt(
     }
     if not move(connection, target, what, by=by, text=text, values=values):
         return False
-    connection.execute(
-        insert(attempts).values(
-            run_id=target.run_id, attempt=number, job_id=job_id, created_at=by.at
-        )
-    )
+    _insert_attempt(connection, target.run_id, number, job_id=job_id, at=by.at)
     return True
 
 
 def insert_run(connection: Connection, row: Mapping[str, Any], *, by: Mover) -> None:
     """Insert a new run with attempt 1; racing inserts are decided by the unique indexes."""
-    connection.execute(insert(runs).values(**row))
-    connection.execute(
-        insert(attempts).values(
-            run_id=row["run_id"], attempt=1, job_id=row["job_id"], created_at=by.at
-        )
-    )
+    connection.execute(_INSERT_RUN, dict(row))
+    _insert_attempt(connection, row["run_id"], 1, job_id=row["job_id"], at=by.at)
     events.record(
         connection,
         row["run_id"],
@@ -199,6 +194,13 @@ def insert_run(connection: Connection, row: Mapping[str, Any], *, by: Mover) -> 
         actor=by.label,
         text=f"generation {row['generation']}, {row['n_tokens']:,} tokens",
     )
+
+
+def _insert_attempt(
+    connection: Connection, run_id: str, number: int, *, job_id: str, at: datetime
+) -> None:
+    row = {"run_id": run_id, "attempt": number, "job_id": job_id, "created_at": at}
+    connection.execute(_INSERT_ATTEMPT, row)
 
 
 def request_cancel(connection: Connection, target: Target, *, by: Mover) -> bool:
