@@ -85,7 +85,8 @@ def test_the_captured_tensor_is_checked_against_the_models_own_record(folder):
     model = hooked(folder, "blocks.1.hook_resid_post")
     assert model.check_hookpoint(TOKENS[:1]) is True
     assert hooked(folder, "blocks.1.hook_mlp_out").check_hookpoint(TOKENS[:1]) is None
-    model._module = model.model.model.layers[0]  # a hook at another place than it says
+    wrong = model.model.model.layers[0]  # a hook at another place than it says
+    model._module = lambda _: wrong
     with pytest.raises(BadModel, match="differs from hidden state 2"):
         model.check_hookpoint(TOKENS[:1])
 

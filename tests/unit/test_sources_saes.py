@@ -8,7 +8,7 @@ import torch
 
 from extraction_kit.digests import file_digest
 from extraction_kit.errors import BadSae
-from extraction_kit.sources import saes
+from extraction_kit.sources import saes, selection
 from extraction_kit.stats import Contexts
 from extraction_kit.testing import ARCHITECTURES, random_sae_weights, save_sae
 from extraction_kit.trainings import describe_sae
@@ -77,7 +77,7 @@ def encoded(sae, x, valid=None):
     valid = torch.ones((n, 1), dtype=torch.bool) if valid is None else valid
     contexts = Contexts(0, torch.zeros((n, 1), dtype=torch.int64), valid)
     normal = sae.normalize(x)
-    acts, x_hat = np.zeros((n, D_SAE)), sae.b_dec
+    acts, x_hat = np.zeros((n, D_SAE)), sae.baseline(x)
     for batch in sae.encode(normal.x, contexts):
         assert torch.all(batch.row[1:] >= batch.row[:-1])
         assert torch.all(batch.value > 0)
@@ -161,7 +161,7 @@ def test_of_equal_pre_activations_the_lower_features_are_kept(tmp_path):
 @pytest.mark.parametrize("k", [1, 4, 5])
 def test_the_floor_is_never_above_the_kth_largest(n, k):
     pre = torch.randn(50, n, generator=torch.Generator().manual_seed(n))
-    floor = saes.floor_of_largest(pre, k)
+    floor = selection.floor_of_largest(pre, k)
     assert torch.all(floor <= pre.topk(k, dim=1).values[:, -1])
 
 
