@@ -10,10 +10,11 @@ from extraction_kit.digests import file_digest
 from extraction_kit.errors import BadSae
 from extraction_kit.sources import saes, selection
 from extraction_kit.stats import Contexts
-from extraction_kit.testing import ARCHITECTURES, random_sae_weights, save_sae
+from extraction_kit.testing import random_sae_weights, save_sae, save_sparsify
 from extraction_kit.trainings import describe_sae
 
 D_IN, D_SAE, K = 12, 300, 5
+ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "groupmax")
 CPU = torch.device("cpu")
 
 
@@ -33,9 +34,28 @@ def config_of(architecture, **options):
 
 def weights_of(config):
     weights = random_sae_weights(config, seed=3)
-    if config["architecture"] != "topk":
+    if config["architecture"] in {"standard", "jumprelu", "gated"}:
         weights["b_enc"][:-1] += 3
+    if config["architecture"] == "gated":
+        chance = torch.Generator().manual_seed(7)
+        weights["b_gate"] = weights.pop("b_enc")
+        weights["b_mag"] = weights["b_gate"] + torch.randn(D_SAE, generator=chance)
+        weights["r_mag"] = 0.5 * torch.randn(D_SAE, generator=chance)
     return weights
+
+
+def selected(architecture, h, w):
+    """Return the pre-activations, 0 where another one or a threshold keeps one out."""
+    kept = np.ones_like(h, dtype=bool)
+    if architecture == "topk":
+        kept[:] = False
+        np.put_along_axis(kept, np.argsort(-h, axis=1, kind="stable")[:, :K], True, axis=1)
+    if architecture == "groupmax":
+        groups = h.reshape(len(h), K, D_SAE // K)
+        kept = (groups == groups.max(2, keepdims=True)).reshape(h.shape)
+    if architecture == "jumprelu":
+        kept = h > w["threshold"]
+    return np.where(kept, h, 0)
 
 
 def dense(config, weights, x):
@@ -50,24 +70,25 @@ def dense(config, weights, x):
         scale = np.linalg.norm(x, axis=1, keepdims=True) / D_IN**0.5
     inside = (x - shift) / scale
     centred = inside - w["b_dec"] * config["apply_b_dec_to_input"]
-    h = centred @ w["W_enc"] + w["b_enc"]
+    if config["architecture"] == "gated":
+        open_gate = centred @ w["W_enc"] + w["b_gate"] > 0
+        h = open_gate * (centred @ (w["W_enc"] * np.exp(w["r_mag"])) + w["b_mag"])
+    else:
+        h = centred @ w["W_enc"] + w["b_enc"]
     norm = np.linalg.norm(w["W_dec"], axis=1)
     rescale = config.get("rescale_acts_by_decoder_norm", False)
     if rescale:
         h *= norm
-    if config["architecture"] == "topk":
-        kept = np.zeros_like(h, dtype=bool)
-        np.put_along_axis(kept, np.argsort(-h, axis=1, kind="stable")[:, :K], True, axis=1)
-        h = np.where(kept, h, 0)
-    if config["architecture"] == "jumprelu":
-        h = np.where(h > w["threshold"], h, 0)
-    acts = np.maximum(h, 0)
+    acts = np.maximum(selected(config["architecture"], h, w), 0)
     decoded = (acts / norm if rescale else acts) @ w["W_dec"] + w["b_dec"]
     return acts, decoded * scale + shift
 
 
 def loaded(folder, config, weights, *, dtype=torch.float32):
-    save_sae(folder, config, weights)
+    if config["architecture"] == "groupmax":
+        save_sparsify(folder, weights, k=K, activation="groupmax")
+    else:
+        save_sae(folder, config, weights)
     return saes.load_sae(describe_sae(folder), device=CPU, dtype=dtype)
 
 
@@ -88,10 +109,10 @@ def encoded(sae, x, valid=None):
 
 CASES = [
     (architecture, {"apply_b_dec_to_input": centre, "normalize_activations": normal})
-    for architecture in ARCHITECTURES
+    for architecture in ARCHITECTURES[:-1]
     for centre in (True, False)
     for normal in ("none", "layer_norm", "constant_norm_rescale")
-] + [("topk", {"rescale_acts_by_decoder_norm": True})]
+] + [("topk", {"rescale_acts_by_decoder_norm": True}), ("groupmax", {})]
 
 
 @pytest.mark.parametrize(("architecture", "options"), CASES)
@@ -128,6 +149,60 @@ def test_rows_that_do_not_count_are_never_active(tmp_path, architecture):
     sae = loaded(tmp_path, config, weights_of(config))
     every, some = encoded(sae, x)[0], encoded(sae, x, valid)[0]
     np.testing.assert_array_equal(some, np.where(valid.numpy(), every, 0))
+
+
+def test_a_gated_feature_needs_an_open_gate_and_a_positive_magnitude(tmp_path):
+    config = config_of("gated", apply_b_dec_to_input=False)
+    weights = weights_of(config)
+    weights["W_enc"][:] = 0
+    gate, magnitude = weights["b_gate"], weights["b_mag"]
+    gate[:], magnitude[:] = -1, 1
+    gate[3], magnitude[4], gate[4] = 1, -1, 1
+    acts, _ = encoded(loaded(tmp_path, config, weights), torch.ones(2, D_IN))
+    assert [np.flatnonzero(row).tolist() for row in acts] == [[3], [3]]
+    assert acts[0, 3] == 1
+
+
+def test_a_group_without_a_positive_pre_activation_is_silent(tmp_path):
+    config = config_of("groupmax")
+    weights = weights_of(config)
+    weights["W_enc"][:] = 0
+    weights["b_enc"][:] = -1
+    weights["b_enc"][[70, 71, 299]] = torch.tensor([2.0, 3.0, 4.0])
+    acts, _ = encoded(loaded(tmp_path, config, weights), torch.ones(2, D_IN))
+    assert np.flatnonzero(acts[0]).tolist() == [71, 299]
+
+
+def test_what_a_skip_connection_adds_is_of_the_input_as_captured(tmp_path):
+    config = config_of(
+        "skip_transcoder",
+        apply_b_dec_to_input=False,
+        d_out=5,
+        normalize_activations="layer_norm",
+    )
+    weights = weights_of(config)
+    chance = torch.Generator().manual_seed(2)
+    weights["W_dec"] = weights["W_dec"][:, :5]
+    weights["b_dec"] = weights["b_dec"][:5]
+    weights["W_skip"] = torch.randn(5, D_IN, generator=chance)
+    x = 3 * torch.randn(20, D_IN, generator=chance) + 1
+    acts, x_hat = encoded(loaded(tmp_path, config, weights), x)
+    normal = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
+    expected = torch.relu(normal @ weights["W_enc"] + weights["b_enc"])
+    written = expected @ weights["W_dec"] + weights["b_dec"] + x @ weights["W_skip"].T
+    assert (expected > 0).sum() > 100
+    np.testing.assert_allclose(acts, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(x_hat, written, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cosine_between_spaces_of_different_width_is_not_a_number(tmp_path):
+    config = config_of("transcoder", apply_b_dec_to_input=False, d_out=5)
+    weights = weights_of(config)
+    weights["W_dec"], weights["b_dec"] = weights["W_dec"][:, :5], weights["b_dec"][:5]
+    columns = loaded(tmp_path, config, weights).weight_columns
+    assert np.isnan(columns["enc_dec_cos"]).all()
+    norms = np.linalg.norm(weights["W_dec"].numpy(), axis=1)
+    np.testing.assert_allclose(columns["decoder_norm"], norms, rtol=1e-6)
 
 
 def test_nothing_active_is_encoded_and_decoded_too(tmp_path):
@@ -193,9 +268,9 @@ def test_columns_from_the_weights_are_of_the_saved_weights(tmp_path):
 def test_the_files_are_never_changed(tmp_path, architecture):
     config = config_of(architecture)
     sae = loaded(tmp_path, config, weights_of(config))
-    before = file_digest(tmp_path / "sae_weights.safetensors")
+    before = file_digest(sae.spec.file)
     encoded(sae, torch.ones(3, D_IN))
-    assert file_digest(tmp_path / "sae_weights.safetensors") == before
+    assert file_digest(sae.spec.file) == before
 
 
 @pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"])
