@@ -7,6 +7,7 @@ Nothing is unpickled: safetensors, ``np.load(allow_pickle=False)``, and
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from extraction_kit.trainings import SaeSpec
 from extraction_kit.trainings.sae_formats.spec import tensor_shapes
 
 _UNREADABLE = (
-    OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError,
-    pickle.UnpicklingError,
+    OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError,
+    BadZipFile,
 )  # fmt: skip
 
 
@@ -42,6 +43,11 @@ def load_weights(spec: SaeSpec) -> dict[str, Tensor]:
     path = spec.file
     try:
         found = _read(path)
+    except pickle.UnpicklingError:  # its words advise to run the pickle
+        raise BadSae(
+            f"{path} cannot be read: its pickle holds more than tensors, or is torn. Only "
+            "weights are loaded: torch.save(sae.state_dict(), path)"
+        ) from None
     except _UNREADABLE as error:
         raise BadSae(
             f"{path} cannot be read ({error}): copy the SAE's folder again"
@@ -60,7 +66,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     found = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(found, Mapping):

@@ -110,6 +110,33 @@ def hookpoint_at(path, width=8, side="output"):
     return Hookpoint(hook_name="hook", module_path=path, side=side, layer=None, width=width)
 
 
+@pytest.mark.parametrize(
+    ("reads", "writes"),
+    [
+        ("layers.1.mlp.input", "layers.1.mlp"),
+        ("layers.1.mlp", "layers.1.mlp.input"),  # the target comes first
+        ("layers.1.mlp.input", "layers.1.mlp.input"),
+        ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post"),
+    ],
+)
+@torch.inference_mode()
+def test_two_places_are_captured_in_one_pass_in_any_order(folder, reads, writes):
+    config, spec = read_model_config(folder), describe_model(folder)
+    first, second = (resolve_hookpoint(name, config) for name in (reads, writes))
+    both = load_model(spec, first, device=CPU, dtype=torch.float32, target=second)
+    x, target = both.with_target(TOKENS)
+    torch.testing.assert_close(x, hooked(folder, reads)(TOKENS), rtol=0, atol=0)
+    torch.testing.assert_close(target, hooked(folder, writes)(TOKENS), rtol=0, atol=0)
+    torch.testing.assert_close(both(TOKENS), x, rtol=0, atol=0)
+    assert not any(module._forward_hooks for module in both.model.modules())
+
+
+@torch.inference_mode()
+def test_without_a_target_there_is_none(folder):
+    model = hooked(folder, "blocks.0.hook_resid_post")
+    assert model.with_target(TOKENS)[1] is None
+
+
 def test_an_output_that_is_a_tuple_gives_its_first_tensor():
     model = HookedModel(Tuples(), hookpoint_at(""))
     torch.testing.assert_close(model(TOKENS), model.model.embed(TOKENS).reshape(12, 8))

@@ -10,7 +10,14 @@ from extraction_kit.digests import file_digest
 from extraction_kit.errors import BadSae
 from extraction_kit.sources import saes, selection
 from extraction_kit.stats import Contexts
-from extraction_kit.testing import random_sae_weights, save_sae, save_sparsify
+from extraction_kit.testing import (
+    random_sae_weights,
+    save_dictionary,
+    save_gemma_scope,
+    save_llama_scope,
+    save_sae,
+    save_sparsify,
+)
 from extraction_kit.trainings import describe_sae
 
 D_IN, D_SAE, K = 12, 300, 5
@@ -295,3 +302,93 @@ def test_a_file_that_changed_after_registration_is_refused(tmp_path):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(BadSae, match="copy the SAE's folder again"):
         saes.load_sae(spec, device=CPU, dtype=torch.float32)
+
+
+def linear(weights):
+    """Return the state dict of a BatchTopKSAE of dictionary_learning."""
+    return {
+        "encoder.weight": weights["W_enc"].T.clone(),
+        "encoder.bias": weights["b_enc"],
+        "decoder.weight": weights["W_dec"].T.clone(),
+        "b_dec": weights["b_dec"],
+        "threshold": torch.tensor(0.5),
+        "k": torch.tensor(K),
+    }
+
+
+def dictionary(folder, state):
+    trainer = {"dict_class": "BatchTopKSAE", "activation_dim": D_IN, "dict_size": D_SAE}
+    return save_dictionary(folder, state, k=K, **trainer)
+
+
+def load(folder):
+    return saes.load_sae(describe_sae(folder), device=CPU, dtype=torch.float32)
+
+
+def test_a_number_that_is_not_finite_is_found_in_every_kind_of_file(tmp_path):
+    weights = weights_of(config_of("jumprelu"))
+    state = linear(weights)
+    state["encoder.weight"][7, 2] = float("nan")
+    with pytest.raises(BadSae, match=r"ae\.pt: encoder\.weight\[7, 2\] is nan"):
+        load(dictionary(tmp_path / "pt", state))
+    weights["threshold"][5] = float("inf")
+    with pytest.raises(BadSae, match=r"params\.npz: threshold\[5\] is inf"):
+        load(save_gemma_scope(tmp_path / "npz", weights))
+    weights = weights_of(config_of("topk"))
+    weights["b_enc"][-1] = -np.inf
+    with pytest.raises(BadSae, match=r"encoder\.bias\[299\] is -inf"):
+        load(save_sparsify(tmp_path / "st", weights, k=K))
+
+
+def test_a_pickle_put_in_place_of_weights_after_registration_is_refused(tmp_path):
+    folder = dictionary(tmp_path, linear(weights_of(config_of("jumprelu"))))
+    spec = describe_sae(folder)
+    torch.save(torch.nn.Linear(2, 2), folder / "ae.pt")
+    with pytest.raises(BadSae, match="its pickle holds more than tensors"):
+        saes.load_sae(spec, device=CPU, dtype=torch.float32)
+    torch.save([torch.ones(2)], folder / "ae.pt")
+    with pytest.raises(BadSae, match="holds a list"):
+        saes.load_sae(spec, device=CPU, dtype=torch.float32)
+    torch.save({"encoder.weight": torch.ones(D_IN, D_SAE)}, folder / "ae.pt")
+    with pytest.raises(BadSae, match=r"encoder.weight has shape \[12, 300\]"):
+        saes.load_sae(spec, device=CPU, dtype=torch.float32)
+    (folder / "ae.pt").unlink()
+    with pytest.raises(BadSae, match="cannot be read"):
+        saes.load_sae(spec, device=CPU, dtype=torch.float32)
+
+
+def test_a_torn_npz_file_is_refused_when_it_is_loaded(tmp_path):
+    folder = save_gemma_scope(tmp_path, weights_of(config_of("jumprelu")))
+    spec = describe_sae(folder)
+    (folder / "params.npz").write_bytes((folder / "params.npz").read_bytes()[:500])
+    with pytest.raises(BadSae, match=r"params\.npz cannot be read.*copy the SAE"):
+        saes.load_sae(spec, device=CPU, dtype=torch.float32)
+
+
+def test_one_threshold_holds_for_every_feature(tmp_path):
+    weights = weights_of(config_of("jumprelu"))
+    x = 3 * torch.randn(40, D_IN, generator=torch.Generator().manual_seed(1))
+    one, _ = encoded(load(dictionary(tmp_path / "one", linear(weights))), x)
+    weights["threshold"][:] = 0.5
+    each, _ = encoded(loaded(tmp_path / "each", config_of("jumprelu"), weights), x)
+    assert (one > 0).sum() > 100
+    np.testing.assert_array_equal(one, each)
+
+
+def test_a_scale_of_the_input_is_folded_into_the_weights(tmp_path):
+    config = config_of("jumprelu", apply_b_dec_to_input=False)
+    weights = weights_of(config)
+    x = 3 * torch.randn(40, D_IN, generator=torch.Generator().manual_seed(1))
+    folder = save_llama_scope(
+        tmp_path,
+        weights,
+        jump_relu_threshold=2.0,
+        dataset_average_activation_norm={"in": 3 * D_IN**0.5},
+        hook_point_in="blocks.0.hook_resid_post",
+    )
+    acts, x_hat = encoded(load(folder), x)
+    weights["threshold"][:] = 2 / 3
+    expected, expected_hat = dense(config, weights, x / 3)
+    np.testing.assert_array_equal(acts > 0, expected > 0)
+    np.testing.assert_allclose(acts, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(x_hat, expected_hat * 3, rtol=1e-4, atol=1e-4)

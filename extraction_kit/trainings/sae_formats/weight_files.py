@@ -134,7 +134,7 @@ def read_number(path: Path, name: str) -> float:
         with safe_open(path, framework="numpy") as file:
             return float(file.get_tensor(name).reshape(-1)[0])
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return float(arrays[name].reshape(-1)[0])
     tensor = _torch_tensors(path)[name]
     with zipfile.ZipFile(path) as archive:
