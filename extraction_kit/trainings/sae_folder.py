@@ -13,6 +13,7 @@ from extraction_kit.digests import file_digest
 from extraction_kit.errors import BadSae
 from extraction_kit.trainings.sae_formats import (
     dictionary_learning,
+    explicit,
     gemma_scope,
     llama_scope,
     saelens,
@@ -58,7 +59,8 @@ def describe_sae(path: Path | str, *, cache: Path | None = None) -> SaeSpec:
     ----------
     path : Path or str
         A folder written by SAELens, sparsify or dictionary_learning, or of Gemma Scope or
-        Llama Scope; or the weight file in it, where a folder holds several.
+        Llama Scope, or with a ``sae_spec.json``; or the weight file in it, where a folder
+        holds several.
     cache : Path, optional
         Folder that remembers the digest of the weights.
 
@@ -69,8 +71,11 @@ def describe_sae(path: Path | str, *, cache: Path | None = None) -> SaeSpec:
         asks for something that this package does not compute.
     """
     given = _absolute(path)
-    found, folder = _detect(given)
-    spec = found.describe(folder, _weights(given, found, folder))
+    if (given / explicit.SPEC).is_file():  # the owner's word goes before the files' names
+        spec = explicit.describe(given, given / explicit.SPEC)
+    else:
+        found, folder = _detect(given)
+        spec = found.describe(folder, _weights(given, found, folder))
     spec = replace(spec, path=str(given))
     return replace(spec, digest=spec_digest(spec, file_digest(spec.file, cache)))
 
@@ -149,7 +154,10 @@ def _refuse(folder: Path) -> NoReturn:
             f"{folder} holds {'several SAEs' if len(inner) > 1 else 'an SAE deeper inside'} "
             f"({shown}): pass one, for example {str(folder / inner[0])!r}"
         )
-    raise BadSae(f"{folder} holds no SAE of a known format: {_markers()} shows one")
+    raise BadSae(
+        f"{folder} holds no SAE of a known format: {_markers()} shows one. Other weights can "
+        f"be described in a {explicit.SPEC} beside them"
+    )
 
 
 def _inner(folder: Path) -> Iterator[str]:

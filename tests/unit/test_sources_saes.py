@@ -1,5 +1,6 @@
 """SAEs: sparse encoding equals the dense formula, for each kind and option."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -392,3 +393,16 @@ def test_a_scale_of_the_input_is_folded_into_the_weights(tmp_path):
     np.testing.assert_array_equal(acts > 0, expected > 0)
     np.testing.assert_allclose(acts, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(x_hat, expected_hat * 3, rtol=1e-4, atol=1e-4)
+
+
+def test_a_state_dict_described_by_its_owner_encodes_as_described(tmp_path):
+    config = config_of("topk", normalize_activations="layer_norm")
+    weights = weights_of(config)
+    x = 3 * torch.randn(40, D_IN, generator=torch.Generator().manual_seed(1))
+    torch.save({"enc": weights["W_enc"].T} | weights, tmp_path / "layer0.sae.pt")
+    described = config | {"weights": "layer0.sae.pt", "tensors": {"W_enc": "enc^T"}}
+    (tmp_path / "sae_spec.json").write_text(json.dumps(described | {"ignored": ["W_enc"]}))
+    acts, x_hat = encoded(load(tmp_path), x)
+    expected, expected_hat = dense(config, weights, x)
+    np.testing.assert_array_equal(acts > 0, expected > 0)
+    np.testing.assert_allclose(x_hat, expected_hat, rtol=1e-4, atol=1e-4)

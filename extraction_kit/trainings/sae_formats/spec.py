@@ -28,7 +28,7 @@ class SaeSpec:
     """What was given, absolute: the folder, or its weight file."""
     format: str
     """``saelens``, ``sparsify``, ``dictionary_learning``, ``gemma_scope``,
-    ``gemma_scope_2`` or ``llama_scope``."""
+    ``gemma_scope_2``, ``llama_scope`` or ``explicit``."""
     architecture: str
     """How pre-activations become activations: ``standard`` (relu), ``jumprelu``, ``topk``,
     ``groupmax`` or ``gated``."""

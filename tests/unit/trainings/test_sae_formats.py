@@ -308,6 +308,105 @@ def test_other_kinds_of_llama_scope_are_refused(tmp_path, options, said):
         describe_sae(llama_scope(tmp_path, **options))
 
 
+# --- any state dict, described by its owner -------------------------------------------
+
+EXPLICIT = {
+    "weights": "layer1.pth",
+    "architecture": "topk",
+    "k": K,
+    "d_in": D_IN,
+    "d_sae": D_SAE,
+    "apply_b_dec_to_input": False,
+    "hook_name": "model.layers.1",
+    "tensors": {
+        "W_enc": "encoder_linear.weight^T",
+        "b_enc": "encoder_linear.bias",
+        "W_dec": "decoder_linear.weight^T",
+        "b_dec": "decoder_linear.bias",
+    },
+}
+
+
+def explicit(folder, *, extra=(), **changes):
+    """Write a state dict with the names of Goodfire's, and what its owner says of it."""
+    folder.mkdir(exist_ok=True)
+    state = {
+        "encoder_linear.weight": torch.ones(D_SAE, D_IN),
+        "encoder_linear.bias": torch.zeros(D_SAE),
+        "decoder_linear.weight": torch.ones(D_IN, D_SAE),
+        "decoder_linear.bias": torch.zeros(D_IN),
+    }
+    torch.save(state | {name: torch.ones(2) for name in extra}, folder / "layer1.pth")
+    config = {k: v for k, v in (EXPLICIT | changes).items() if v is not None}
+    (folder / "sae_spec.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_any_state_dict_is_read_as_its_owner_describes_it(tmp_path):
+    spec = describe_sae(explicit(tmp_path))
+    assert (spec.format, spec.architecture, spec.k) == ("explicit", "topk", K)
+    assert spec.file == tmp_path / "layer1.pth"
+    assert spec.named("W_enc") == ("encoder_linear.weight", True)
+    assert spec.hook_name == "model.layers.1"
+
+
+def test_the_owners_word_goes_before_the_names_of_the_files(tmp_path):
+    explicit(tmp_path)
+    (tmp_path / "ae.pt").touch()
+    assert describe_sae(tmp_path).format == "explicit"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"apply_b_dec_to_input": None},
+            "lacks apply_b_dec_to_input: these have no default",
+        ),
+        ({"weights": "../other.pt"}, r"weights='\.\./other\.pt': the name of a file"),
+        ({"weights": "none.pt"}, r"there is no .*none\.pt"),
+        ({"architecture": "relu"}, "architecture='relu': standard, jumprelu"),
+        ({"normalize_activations": "yes"}, "normalize_activations='yes'"),
+        ({"activation": "relu"}, "has activation: weights, architecture"),
+        ({"k": None}, "k=None"),
+        ({"k": 17}, "k=17, more than d_sae"),
+        ({"threshold": 0.5}, "threshold, which a topk autoencoder does not have"),
+        ({"skip": True}, "skip, which a topk autoencoder"),
+        ({"transcoder": True, "apply_b_dec_to_input": True}, "True for a transcoder"),
+        ({"tensors": {"W": "w"}}, r"tensors\.W, which a topk autoencoder"),
+        ({"tensors": {"W_enc": 3}}, r"tensors\.W_enc=3: a tensor's name"),
+        ({"tensors": []}, "an object is needed"),
+        ({"architecture": "jumprelu", "k": None}, "no tensor threshold"),
+        ({"extra": ("adam",)}, "holds adam, which this kind"),
+        ({"ignored": "adam"}, "ignored='adam': a list of names"),
+        ({"input_scale": -1}, "input_scale=-1: a finite number"),
+    ],
+)
+def test_a_description_that_leaves_something_open_is_refused(tmp_path, changes, said):
+    with pytest.raises(BadSae, match=said):
+        describe_sae(explicit(tmp_path, **changes))
+
+
+def test_what_the_owner_says_changes_the_digest(tmp_path):
+    kinds = [
+        {},
+        {"apply_b_dec_to_input": True},
+        {"normalize_activations": "layer_norm"},
+        {"rescale_acts_by_decoder_norm": True},
+        {"input_scale": 2.0},
+        {"architecture": "groupmax"},
+        {"architecture": "standard", "k": None},
+        {"architecture": "jumprelu", "k": None, "threshold": 0.5},
+        {"architecture": "jumprelu", "k": None, "threshold": 0.6},
+        {"transcoder": True},
+        {"transcoder": True, "hook_name_out": "model.layers.1.mlp"},
+    ]
+    digests = {describe_sae(explicit(tmp_path, **kind)).digest for kind in kinds}
+    assert len(digests) == len(kinds)
+    unused = describe_sae(explicit(tmp_path, extra=("adam",), ignored=["adam"]))
+    assert unused.d_sae == D_SAE
+
+
 # --- detection ------------------------------------------------------------------------
 
 
