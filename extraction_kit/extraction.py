@@ -33,7 +33,7 @@ from extraction_kit.sources.devices import (
     statistics_device,
 )
 from extraction_kit.sources.models import HookedModel, load_model
-from extraction_kit.sources.saes import SparseAutoencoder, load_sae
+from extraction_kit.sources.saes import Autoencoder, load_sae
 from extraction_kit.stats import Collection, Contexts
 from extraction_kit.trainings import Training, resolve_target
 from extraction_kit.version import __version__
@@ -183,9 +183,7 @@ class _Extraction:
             target=self.target,
         )
         self._phase("loading SAE")
-        self.sae: SparseAutoencoder = load_sae(
-            self.training.sae, device=self.device, dtype=dtype
-        )
+        self.sae: Autoencoder = load_sae(self.training.sae, device=self.device, dtype=dtype)
         self.tile = max(1, self.settings.tile_tokens // self.corpus.context_size)
         self.fingerprint = {
             "device": describe_device(self.device),

@@ -83,7 +83,8 @@ class Workspace:
         sae : path
             Folder of an SAE or transcoder of SAELens, sparsify, dictionary_learning, Gemma
             Scope or Llama Scope; its files show which. Where a folder holds several, the
-            path of the weight file that is meant. Other weights need a ``sae_spec.json``.
+            path of the weight file that is meant. Other weights, and SAEs made by your own
+            code, need a ``sae_spec.json``.
         model : path or Hub id
             A transformers causal language model.
         hook_name : str, optional

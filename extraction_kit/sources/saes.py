@@ -7,7 +7,6 @@ feature activations are never kept: each tile of pre-activations is scanned and 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from extraction_kit.sources.custom_sae import CustomAutoencoder, load_custom
+from extraction_kit.sources.normalized import Normalized
 from extraction_kit.sources.sae_weights import load_weights
 from extraction_kit.sources.selection import (
     AboveBound,
@@ -33,21 +34,6 @@ COMPETING = ("topk", "groupmax")
 """Architectures in which whether a feature is active depends on the others."""
 TILE_ELEMENTS = 2**23
 """Pre-activations held at most: 32 MiB in float32."""
-
-
-@dataclass(frozen=True)
-class Normalized:
-    """Input as the SAE sees it; ``x * scale + shift`` is the original."""
-
-    x: Float[Tensor, "row d_in"]
-    scale: Float[Tensor, "row 1"] | None = None
-    shift: Float[Tensor, "row 1"] | None = None
-
-    def undo(self, x_hat: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_in"]:
-        """Return `x_hat` in the space of the original."""
-        if self.scale is not None:
-            x_hat = x_hat * self.scale
-        return x_hat if self.shift is None else x_hat + self.shift
 
 
 class SparseAutoencoder:
@@ -242,9 +228,10 @@ def weight_columns(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: column.float().cpu().numpy() for name, column in columns.items()}
 
 
-def load_sae(
-    spec: SaeSpec, *, device: torch.device, dtype: torch.dtype
-) -> SparseAutoencoder:
+Autoencoder = SparseAutoencoder | CustomAutoencoder
+
+
+def load_sae(spec: SaeSpec, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """Load an SAE or transcoder of any format that `describe_sae` knows.
 
     Raises
@@ -252,4 +239,6 @@ def load_sae(
     BadSae
         Its weights are missing, torn, of other shapes than `spec` says, or not finite.
     """
+    if spec.factory is not None:
+        return load_custom(spec, device=device, dtype=dtype)
     return SparseAutoencoder(spec, load_weights(spec), device=device, dtype=dtype)

@@ -9,7 +9,8 @@ because a guess would look right::
      "tensors": {"W_enc": "W_enc^T", "W_dec": "W_dec^T"}}
 
 ``tensors`` maps our names to the file's, with ``^T`` where the file holds the transpose;
-``ignored`` lists tensors of the file that the SAE does not use.
+``ignored`` lists tensors of the file that the SAE does not use. An SAE that encodes in
+another way is made by a function that the file names instead: `factory`.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from extraction_kit.errors import BadSae
 from extraction_kit.trainings.files import read_json
+from extraction_kit.trainings.sae_formats import factory
 from extraction_kit.trainings.sae_formats.checks import (
     check_k,
     check_tensors,
@@ -51,6 +53,8 @@ def describe(folder: Path, file: Path) -> SaeSpec:
     """Describe an SAE as its owner does in ``sae_spec.json``, which is `file`."""
     where = str(file)
     config = read_json(file, BadSae, "it says how the SAE encodes")
+    if "factory" in config:
+        return factory.describe(folder, config, where)
     _check_names(config, where)
     architecture = _one_of(config, "architecture", allowed=ARCHITECTURES, where=where)
     transcoder = flag(config, "transcoder", False, where=where)

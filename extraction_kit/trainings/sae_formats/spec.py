@@ -15,6 +15,7 @@ _ALWAYS = (
 )  # fmt: skip
 _IF_SET = (
     "d_out", "reconstructs", "hook_name_out", "skip", "tensors", "threshold", "input_scale",
+    "factory", "factory_digest",
 )  # fmt: skip
 # Left out of the digest where they have their default, so that no digest changes when a
 # field is added.
@@ -31,7 +32,7 @@ class SaeSpec:
     ``gemma_scope_2``, ``llama_scope`` or ``explicit``."""
     architecture: str
     """How pre-activations become activations: ``standard`` (relu), ``jumprelu``, ``topk``,
-    ``groupmax`` or ``gated``."""
+    ``groupmax`` or ``gated``; ``custom``: code of the user's."""
     d_in: int
     d_sae: int
     k: int | None
@@ -62,6 +63,10 @@ class SaeSpec:
     """The threshold of every feature, where it is not a tensor of the weight file."""
     input_scale: float = 1.0
     """The SAE sees its input times this: folded into the weights when they are loaded."""
+    factory: str | None = None
+    """``module:function`` that makes a ``custom`` SAE from the tensors of the weight file."""
+    factory_digest: str | None = None
+    """Over the source of that module."""
 
     @property
     def file(self) -> Path:
