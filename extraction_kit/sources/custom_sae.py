@@ -53,9 +53,8 @@ class CustomAutoencoder:
         self.spec = spec
         self._sae = sae
         self._zero = torch.zeros(spec.d_in, device=device, dtype=dtype)
-        unknown = np.full(spec.d_sae, np.nan, np.float32)
-        names = ("decoder_norm", "encoder_norm", "enc_dec_cos")
-        self.weight_columns = {name: unknown.copy() for name in names}
+        # Its decoder is a function: no rows to take norms of.
+        self.weight_columns: dict[str, np.ndarray] = {}
 
     def normalize(self, x: Float[Tensor, "row d_in"]) -> Normalized:
         """Return `x`: normalising is up to the user's code."""

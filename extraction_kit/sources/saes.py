@@ -214,17 +214,15 @@ def _selection(
 def weight_columns(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Return ``decoder_norm``, ``encoder_norm`` and ``enc_dec_cos``, float32 [d_sae].
 
-    ``enc_dec_cos`` is NaN where a transcoder reads and writes different widths.
+    Without ``enc_dec_cos`` where a transcoder reads and writes different widths.
     """
     enc, dec = weights["W_enc"].T.double(), weights["W_dec"].double()
-    same = enc.shape == dec.shape
     columns = {
         "decoder_norm": torch.linalg.vector_norm(dec, dim=1),
         "encoder_norm": torch.linalg.vector_norm(enc, dim=1),
-        "enc_dec_cos": functional.cosine_similarity(enc, dec, dim=1)
-        if same
-        else torch.full((len(enc),), torch.nan),
     }
+    if enc.shape == dec.shape:
+        columns["enc_dec_cos"] = functional.cosine_similarity(enc, dec, dim=1)
     return {name: column.float().cpu().numpy() for name, column in columns.items()}
 
 
