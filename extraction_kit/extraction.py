@@ -5,8 +5,6 @@ one is padded), so that the result does not depend on where the work was interru
 """
 
 import platform
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from extraction_kit.sources.devices import (
     DTYPES,
     cpu_threads,
     describe_device,
+    peak_rss_bytes,
     resolve_device,
     statistics_device,
 )
@@ -175,6 +174,7 @@ class _Extraction:
         dtype = DTYPES[self.config.dtype]
         self._phase("loading model")
         self.target, self.no_target = resolve_target(self.training)
+        self.compared_at = self.target or self.training.hookpoint
         self.model: HookedModel = load_model(
             self.training.model,
             self.training.hookpoint,
@@ -335,7 +335,7 @@ class _Extraction:
             if bad.numel():
                 context, pos = divmod(int(valid[bad[0]]), self.corpus.context_size)
                 raise BadModel(
-                    f"the {name} at {self.training.hookpoint.hook_name!r} are not finite "
+                    f"the {name} at {self.compared_at.hook_name!r} are not finite "
                     f"at context {self.n_contexts_done + context}, position {pos} "
                     f"(dtype={self.config.dtype!r}): use dtype='float32' or 'bfloat16', or "
                     "another hook_name"
@@ -462,11 +462,6 @@ class _Extraction:
             provenance=self._provenance(),
         )
 
-    def _compared_with(self) -> str | None:
-        if self.no_target is not None:
-            return None
-        return (self.target or self.training.hookpoint).hook_name
-
     def _provenance(self) -> dict[str, Any]:
         return {
             "fingerprint": self.fingerprint,
@@ -493,7 +488,7 @@ class _Extraction:
                 "equals_hidden_state": self.hookpoint_checked,
             },
             "reconstruction": {
-                "compared_with": self._compared_with(),
+                "compared_with": None if self.no_target else self.compared_at.hook_name,
                 "not_compared_because": self.no_target,
             },
             "resumed_from_tokens": self.resumed_from,
@@ -503,9 +498,3 @@ class _Extraction:
 def _is_memory(error: RuntimeError) -> bool:
     # The CPU allocator raises a bare RuntimeError, told apart by torch's own words.
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def peak_rss_bytes() -> int:
-    """Return the largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

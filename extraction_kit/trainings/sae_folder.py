@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from extraction_kit.digests import file_digest
 from extraction_kit.errors import BadSae
+from extraction_kit.trainings.files import read_json
 from extraction_kit.trainings.sae_formats import (
     dictionary_learning,
     explicit,
@@ -111,6 +112,8 @@ def _detect(given: Path) -> tuple[_Format, Path]:
         raise BadSae(f"{given} holds SAEs in several formats: type {choices}")
     if not found:
         _refuse(given)
+    if found[0].weights == saelens.WEIGHTS and not (given / saelens.CONFIG).exists():
+        _refuse_llamascopium(given)
     return found[0], given
 
 
@@ -158,6 +161,17 @@ def _refuse(folder: Path) -> NoReturn:
         f"{folder} holds no SAE of a known format: {_markers()} shows one. Other weights can "
         f"be described in a {explicit.SPEC} beside them"
     )
+
+
+def _refuse_llamascopium(folder: Path) -> None:
+    """Tell the format that has its weight file's name in common with SAELens."""
+    config = folder / "config.json"
+    if config.is_file() and "hook_point_in" in read_json(config, BadSae, "copy it again"):
+        raise BadSae(
+            f"{folder} holds an SAE of Llamascopium (config.json beside {saelens.WEIGHTS}), "
+            "which is not supported: convert it with SAELens, or describe its tensors in a "
+            f"{explicit.SPEC}"
+        )
 
 
 def _inner(folder: Path) -> Iterator[str]:

@@ -8,6 +8,9 @@ Run in an environment of its own (the libraries pin what this package does not):
     v/bin/pip uninstall --yes torchvision  # drawn in; its build does not fit the CPU torch
     v/bin/python tests/golden/write_saes.py tests/fixtures/saes
 
+The frozen ones are in the tests always; to compare with other versions of the libraries, write
+them elsewhere and run SAE_FIXTURES=<folder> pytest tests/unit/test_golden_saes.py.
+
 Each folder is what the library's own ``save`` wrote. Beside it, ``<name>.expected.npz`` holds
 inputs ``x``, the library's own activations ``acts`` and reconstruction ``out`` (of a
 transcoder: its output), and ``library``.

@@ -1,9 +1,10 @@
 """SAEs saved by the libraries themselves give the libraries' own activations.
 
 The folders and the numbers were written by tests/golden/write_saes.py with sae-lens,
-eai-sparsify and dictionary-learning.
+eai-sparsify and dictionary-learning. SAE_FIXTURES names a folder that was written anew.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from extraction_kit.sources import load_sae
 from extraction_kit.stats import Contexts
 from extraction_kit.trainings import describe_sae
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "saes"
+FROZEN = Path(__file__).parents[1] / "fixtures" / "saes"
+FIXTURES = Path(os.environ.get("SAE_FIXTURES", FROZEN))
 EXPECTED = sorted(FIXTURES.rglob("*.expected.npz"))
 
 

@@ -55,6 +55,7 @@ def test_standard_and_jumprelu_folders_have_no_k(write_sae):
     [
         ({"architecture": "abstopk"}, "abstopk.*standard, topk.*can be negative"),
         ({"architecture": "temporal"}, "temporal.*looking at others"),
+        ({"architecture": "matching_pursuit"}, "matching_pursuit.*in many steps"),
         ({"architecture": "mlp"}, "architecture='mlp'.*choose an SAE"),
         ({"architecture": "gated"}, "no tensor b_gate"),
         ({"architecture": "batchtopk"}, "no tensor topk_threshold.*save_inference_model"),
@@ -71,6 +72,7 @@ def test_standard_and_jumprelu_folders_have_no_k(write_sae):
         ({"architecture": "standard", "activation_fn_str": "tanh-relu"}, "tanh-relu"),
         ({"normalize_activations": "expected_average_only_in"}, "must be folded"),
         ({"normalize_activations": True}, "must be folded"),
+        ({"normalize_activations": "covariance_whitening"}, "must be folded"),
         ({"normalize_activations": "softmax"}, "softmax.*layer_norm"),
         ({"k": None}, "k=None"),
         ({"k": 17}, "k=17, more than d_sae=16"),
@@ -126,6 +128,16 @@ def test_missing_and_torn_files_are_named(write_sae, tmp_path):
         describe_sae(folder)
     (folder / "cfg.json").unlink()
     with pytest.raises(BadSae, match=r"no SAE of a known format.*ae\.pt"):
+        describe_sae(folder)
+
+
+def test_an_sae_of_llamascopium_is_told_from_one_of_saelens(write_sae):
+    folder = write_sae()
+    (folder / "cfg.json").rename(folder / "config.json")
+    with pytest.raises(BadSae, match=r"there is no .*cfg\.json: save the SAE"):
+        describe_sae(folder)
+    (folder / "config.json").write_text('{"hook_point_in": "blocks.1.hook_resid_post"}')
+    with pytest.raises(BadSae, match=r"Llamascopium .*sae_spec\.json"):
         describe_sae(folder)
 
 
