@@ -13,7 +13,7 @@ from extraction_kit.errors import BadConfig, BadSettings
 STATISTICS_FORMAT = 1
 """Version of the statistics and of the published layout; part of every content key."""
 
-Packing = Literal["pack", "document"]
+Packing = Literal["pack", "document", "truncate"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -67,7 +67,8 @@ class ExtractionConfig:
     """Tokens kept (before, after) the peak of an example; cut at the context's edges."""
     packing: Packing = "pack"
     """"pack" joins documents (EOS between them) and cuts full contexts; "document" starts a
-    context at each document and pads its last one."""
+    context at each document and pads its last one; "truncate" takes only the first context
+    of each document."""
     prepend_bos: bool | None = None
     """Begin each context with BOS. None does so iff the tokenizer has a BOS token."""
     exclude_special_tokens: bool = True

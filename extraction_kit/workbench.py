@@ -334,6 +334,7 @@ def corpus_record(corpus: Corpus) -> Mapping[str, Any]:
         "vocab": corpus.vocab.name,
         "vocab_size": corpus.vocab_size,
         "masks": dict(corpus.masks),
+        "accounting": None if corpus.accounting is None else dict(corpus.accounting),
     }
 
 

@@ -16,7 +16,12 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
 _ADVICE = "save the model again with model.save_pretrained(folder)"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?\Z")
-_FILES = ("config.json", "tokenizer*.json", "special_tokens_map.json")
+_FILES = (
+    "config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _VOLATILE = ("transformers_version", "_name_or_path")  # say who saved it, not what
 
 
