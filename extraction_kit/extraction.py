@@ -35,7 +35,7 @@ from extraction_kit.sources.devices import (
 from extraction_kit.sources.models import HookedModel, load_model
 from extraction_kit.sources.saes import SparseAutoencoder, load_sae
 from extraction_kit.stats import Collection, Contexts
-from extraction_kit.trainings import Training
+from extraction_kit.trainings import Training, resolve_target
 from extraction_kit.version import __version__
 
 LIVE_EVERY_S = 1.0
@@ -174,8 +174,13 @@ class _Extraction:
         self.device = resolve_device(self.settings.device)
         dtype = DTYPES[self.config.dtype]
         self._phase("loading model")
+        self.target, self.no_target = resolve_target(self.training)
         self.model: HookedModel = load_model(
-            self.training.model, self.training.hookpoint, device=self.device, dtype=dtype
+            self.training.model,
+            self.training.hookpoint,
+            device=self.device,
+            dtype=dtype,
+            target=self.target,
         )
         self._phase("loading SAE")
         self.sae: SparseAutoencoder = load_sae(
@@ -192,10 +197,11 @@ class _Extraction:
             "context_size": self.corpus.context_size,
         }
         self.statistics = Collection(
-            d_in=self.sae.spec.d_in,
+            d_in=self.sae.spec.d_in if self.target is None else self.target.width,
             d_sae=self.sae.spec.d_sae,
             top_k=self.config.top_k,
             window=self.config.window,
+            compared=self.no_target is None,
             device=statistics_device(self.device),
         )
         self._phase("checking")
@@ -304,23 +310,26 @@ class _Extraction:
     def _batch(self) -> None:
         batch = self.corpus.read(self.n_contexts_done, self.tile)
         contexts = self._on_device(batch)
-        x = self.model(contexts.tokens)
-        self._measure(x, contexts)
+        x, target = self.model.with_target(contexts.tokens)
+        self._measure(x, contexts, target)
         self.n_contexts_done += len(batch)
         self.n_tokens_done += int(batch.valid.sum())
 
-    def _measure(self, x: Tensor, contexts: Contexts) -> None:
+    def _measure(self, x: Tensor, contexts: Contexts, target: Tensor | None) -> None:
         normal = self.sae.normalize(x)
-        x_hat, n_active = self.sae.b_dec, 0
+        x_hat, n_active = self.sae.baseline(x), 0
         for active in self.sae.encode(normal.x, contexts):
             x_hat = x_hat + self.sae.decode(active, n_rows=x.shape[0])
             n_active += active.n_active
             self.statistics.update(active.to(self.statistics.device))
         valid = torch.nonzero(contexts.valid.reshape(-1)).squeeze(1)
-        x, x_hat = x[valid], normal.undo(x_hat)[valid]
-        self.statistics.update_quality(x, x_hat, n_active=n_active)
+        x_hat = normal.undo(x_hat)[valid]
+        wanted = (x if target is None else target)[valid]
+        self.statistics.update_quality(
+            wanted, x_hat if self.no_target is None else None, n_active=n_active
+        )
         if not self.statistics.quality.finite:
-            self._refuse_non_finite(x, x_hat, valid=valid)
+            self._refuse_non_finite(wanted, x_hat, valid=valid)
 
     def _refuse_non_finite(self, x: Tensor, x_hat: Tensor, *, valid: Tensor) -> None:
         for name, values in (("activations", x), ("reconstruction", x_hat)):
@@ -455,6 +464,11 @@ class _Extraction:
             provenance=self._provenance(),
         )
 
+    def _compared_with(self) -> str | None:
+        if self.no_target is not None:
+            return None
+        return (self.target or self.training.hookpoint).hook_name
+
     def _provenance(self) -> dict[str, Any]:
         return {
             "fingerprint": self.fingerprint,
@@ -479,6 +493,10 @@ class _Extraction:
                 "module_path": self.training.hookpoint.module_path,
                 "side": self.training.hookpoint.side,
                 "equals_hidden_state": self.hookpoint_checked,
+            },
+            "reconstruction": {
+                "compared_with": self._compared_with(),
+                "not_compared_because": self.no_target,
             },
             "resumed_from_tokens": self.resumed_from,
         }

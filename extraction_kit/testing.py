@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 if TYPE_CHECKING:
@@ -225,4 +226,75 @@ def save_sae(
     (folder / "cfg.json").write_text(json.dumps(dict(config), indent=1))
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_file(contiguous, folder / "sae_weights.safetensors")
+    return folder
+
+
+def save_sparsify(
+    folder: Path, weights: "Mapping[str, torch.Tensor]", *, k: int, **options: object
+) -> Path:
+    """Write an SAE, or with ``transcode=True`` a transcoder, as sparsify does.
+
+    `weights` are by the names of SAELens; `options` are fields of ``cfg.json``.
+    """
+    from safetensors.torch import save_file  # noqa: PLC0415 - imports torch
+
+    d_in, d_sae = weights["W_enc"].shape
+    config = {"activation": "topk", "num_latents": d_sae, "k": k, "d_in": d_in}
+    config |= {"transcode": False, "skip_connection": False, "normalize_decoder": True}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cfg.json").write_text(json.dumps(config | options))
+    theirs = {"encoder.weight": weights["W_enc"].T, "encoder.bias": weights["b_enc"]}
+    theirs |= {n: w for n, w in weights.items() if n not in {"W_enc", "b_enc"}}
+    contiguous = {name: tensor.contiguous() for name, tensor in theirs.items()}
+    save_file(contiguous, folder / "sae.safetensors")
+    return folder
+
+
+def save_dictionary(
+    folder: Path, state: "Mapping[str, torch.Tensor]", **trainer: object
+) -> Path:
+    """Write a dictionary as dictionary_learning does.
+
+    `state` is its state dict; `trainer` are fields of ``config.json``, which must name
+    ``dict_class``, ``activation_dim`` and ``dict_size``.
+    """
+    import torch  # noqa: PLC0415 - heavy, and the notebook side never needs it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"trainer": trainer, "buffer": {"io": "out", "ctx_len": 128}}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(dict(state), folder / "ae.pt")
+    return folder
+
+
+def save_gemma_scope(folder: Path, weights: "Mapping[str, torch.Tensor]") -> Path:
+    """Write a jumprelu SAE as Gemma Scope is published: one npz file, no config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in weights.items()}
+    np.savez(folder / "params.npz", **arrays)
+    return folder
+
+
+def save_llama_scope(
+    folder: Path, weights: "Mapping[str, torch.Tensor]", **options: object
+) -> Path:
+    """Write a jumprelu SAE as Llama Scope is published.
+
+    `options` are fields of ``hyperparams.json``, which must name ``jump_relu_threshold``,
+    ``dataset_average_activation_norm`` and ``hook_point_in``.
+    """
+    from safetensors.torch import save_file  # noqa: PLC0415 - imports torch
+
+    d_in, d_sae = weights["W_enc"].shape
+    config = {"d_model": d_in, "d_sae": d_sae, "act_fn": "jumprelu"}
+    config |= {"norm_activation": "dataset-wise"} | options
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "hyperparams.json").write_text(json.dumps(config))
+    theirs = {
+        "encoder.weight": weights["W_enc"].T.contiguous(),
+        "encoder.bias": weights["b_enc"],
+        "decoder.weight": weights["W_dec"].T.contiguous(),
+        "decoder.bias": weights["b_dec"],
+    }
+    save_file(theirs, folder / "checkpoints" / "final.safetensors")
     return folder

@@ -81,7 +81,9 @@ class Workspace:
         training_id : str
             A name of your choice; its content can never change.
         sae : path
-            SAELens-format folder: ``cfg.json`` and ``sae_weights.safetensors``.
+            Folder of an SAE or transcoder of SAELens, sparsify, dictionary_learning, Gemma
+            Scope or Llama Scope; its files show which. Where a folder holds several, the
+            path of the weight file that is meant. Other weights need a ``sae_spec.json``.
         model : path or Hub id
             A transformers causal language model.
         hook_name : str, optional

@@ -24,7 +24,7 @@ from extraction_kit.sources import HookedModel, load_model
 from extraction_kit.trainings import ModelSpec
 from extraction_kit.trainings.hookpoints import resolve_hookpoint
 from extraction_kit.trainings.model_folder import read_model_config
-from extraction_kit.trainings.sae_folder import CONFIG, WEIGHTS
+from extraction_kit.trainings.sae_formats.saelens import CONFIG, WEIGHTS
 
 _CONTEXTS_AT_ONCE = 8
 _HELD_OUT = 10  # one of so many rows is not trained on

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import transformers
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from extraction_kit.errors import BadModel
 from extraction_kit.trainings import Hookpoint, ModelSpec
@@ -20,14 +21,10 @@ _SHOWN = 5
 
 
 class _HookpointReached(BaseException):
-    """Carries the activations out of the forward pass; never leaves this module.
+    """Ends the forward pass once all is captured; never leaves this module.
 
     A `BaseException`, so that no ``except Exception`` in a model's code swallows it.
     """
-
-    def __init__(self, activations: object) -> None:
-        super().__init__()
-        self.activations = activations
 
 
 class HookedModel:
@@ -39,17 +36,29 @@ class HookedModel:
         A causal language model; put into eval mode.
     hookpoint : Hookpoint
         Where to stop. Modules above it are never executed.
+    target : Hookpoint, optional
+        A second place, whose activations a transcoder predicts.
     """
 
-    def __init__(self, model: nn.Module, hookpoint: Hookpoint) -> None:
+    def __init__(
+        self, model: nn.Module, hookpoint: Hookpoint, target: Hookpoint | None = None
+    ) -> None:
         self.model = model.eval()
         self.hookpoint = hookpoint
+        self.target = target
+        for each in (hookpoint, target):
+            if each is not None:
+                self._module(each)
+
+    def _module(self, hookpoint: Hookpoint) -> nn.Module:
         try:
-            self._module = model.get_submodule(hookpoint.module_path)
+            return self.model.get_submodule(hookpoint.module_path)
         except AttributeError as error:
-            inside = [name for name, _ in model.named_modules() if name.count(".") <= 1]
+            inside = [
+                name for name, _ in self.model.named_modules() if name.count(".") <= 1
+            ]
             raise BadModel(
-                f"{type(model).__name__} has no module {hookpoint.module_path!r} "
+                f"{type(self.model).__name__} has no module {hookpoint.module_path!r} "
                 f"(hook {hookpoint.hook_name!r}); its outer modules are "
                 f"{', '.join(filter(None, inside))}"
             ) from error
@@ -65,41 +74,51 @@ class HookedModel:
         No attention mask is passed: the model is causal and padding stands on the right,
         so that no token before it can see it.
         """
-        with self._stopping():
+        return self._capture(tokens, (self.hookpoint,))[0]
+
+    def with_target(
+        self, tokens: Int64[Tensor, "context pos"]
+    ) -> tuple[Float[Tensor, "row width"], Float[Tensor, "row target_width"] | None]:
+        """Return the activations at the hookpoint and, from the same pass, at the target."""
+        if self.target is None:
+            return self(tokens), None
+        x, target = self._capture(tokens, (self.hookpoint, self.target))
+        return x, target
+
+    def _capture(self, tokens: Tensor, places: tuple[Hookpoint, ...]) -> list[Tensor]:
+        found: dict[int, object] = {}
+        with ExitStack() as hooks:
+            for number, each in enumerate(places):
+
+                def keep(activations: object, number: int = number) -> None:
+                    found[number] = activations
+                    if len(found) == len(places):
+                        raise _HookpointReached
+
+                hooks.callback(self._listen(each, keep).remove)
             try:
                 self.model(input_ids=tokens, use_cache=False)
-            except _HookpointReached as reached:
-                return self._checked(reached.activations, tokens)
+            except _HookpointReached:
+                return [_checked(found[i], each, tokens) for i, each in enumerate(places)]
+        missed = next(each for i, each in enumerate(places) if i not in found)
         raise BadModel(
             f"the forward pass of {type(self.model).__name__} did not reach "
-            f"{self.hookpoint.module_path!r}: pass the hook_name of a module that it uses"
+            f"{missed.module_path!r}: pass the hook_name of a module that it uses"
         )
 
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        if self.hookpoint.side == "input":
-            handle = self._module.register_forward_pre_hook(_stop_before, with_kwargs=True)
-        else:
-            handle = self._module.register_forward_hook(_stop_after)
-        try:
-            yield
-        finally:
-            handle.remove()
+    def _listen(self, place: Hookpoint, keep: Callable[[object], None]) -> RemovableHandle:
+        """Let `keep` have what the forward pass brings to a place."""
 
-    def _checked(self, activations: object, tokens: Tensor) -> Tensor:
-        expected = (*tokens.shape, self.hookpoint.width)
-        where = f"the {self.hookpoint.side} of {self.hookpoint.module_path!r}"
-        if not isinstance(activations, Tensor):
-            raise BadModel(
-                f"{where} is a {type(activations).__name__}, not a tensor: choose a hook "
-                "at a residual stream, an MLP or an attention output"
-            )
-        if tuple(activations.shape) != expected:
-            raise BadModel(
-                f"{where} has shape {list(activations.shape)}, the SAE needs "
-                f"{list(expected)} (context, position, d_in): choose another hook_name"
-            )
-        return activations.reshape(-1, self.hookpoint.width)
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keep(args[0] if args else kwargs.get("hidden_states"))
+
+        def after(_: nn.Module, __: tuple[Any, ...], output: object) -> None:
+            # Decoder layers returned tuples before transformers 4.54 and may elsewhere.
+            keep(output[0] if isinstance(output, tuple) else output)
+
+        if place.side == "input":
+            return self._module(place).register_forward_pre_hook(before, with_kwargs=True)
+        return self._module(place).register_forward_hook(after)
 
     def check_hookpoint(self, tokens: Int64[Tensor, "1 pos"]) -> bool | None:
         """Compare the captured tensor with the model's own record of its hidden states.
@@ -143,17 +162,29 @@ class HookedModel:
         return int(block[1]) + (self.hookpoint.side == "output")
 
 
-def _stop_before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _HookpointReached(args[0] if args else kwargs.get("hidden_states"))
-
-
-def _stop_after(_: nn.Module, __: tuple[Any, ...], output: object) -> None:
-    # Decoder layers returned tuples before transformers 4.54 and may elsewhere.
-    raise _HookpointReached(output[0] if isinstance(output, tuple) else output)
+def _checked(activations: object, place: Hookpoint, tokens: Tensor) -> Tensor:
+    expected = (*tokens.shape, place.width)
+    where = f"the {place.side} of {place.module_path!r}"
+    if not isinstance(activations, Tensor):
+        raise BadModel(
+            f"{where} is a {type(activations).__name__}, not a tensor: choose a hook "
+            "at a residual stream, an MLP or an attention output"
+        )
+    if tuple(activations.shape) != expected:
+        raise BadModel(
+            f"{where} has shape {list(activations.shape)}, the SAE needs "
+            f"{list(expected)} (context, position, d_in): choose another hook_name"
+        )
+    return activations.reshape(-1, place.width)
 
 
 def load_model(
-    spec: ModelSpec, hookpoint: Hookpoint, *, device: torch.device, dtype: torch.dtype
+    spec: ModelSpec,
+    hookpoint: Hookpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    target: Hookpoint | None = None,
 ) -> HookedModel:
     """Load a model from its local folder; nothing is downloaded, no remote code is run.
 
@@ -179,7 +210,7 @@ def load_model(
             ) from error
     _refuse_absent(path, report)
     _refuse_non_finite(path, model)
-    return HookedModel(model.to(device), hookpoint)
+    return HookedModel(model.to(device), hookpoint, target)
 
 
 def _refuse_absent(path: str, report: dict[str, Any]) -> None:

@@ -21,11 +21,13 @@ class Collection(Statistic):
     Parameters
     ----------
     d_in, d_sae : int
-        Sizes of the SAE.
+        Width of what the SAE reconstructs, and number of its features.
     top_k : int
         Examples per feature.
     window : (int, int)
         Tokens kept (before, after) the peak of an example.
+    compared : bool
+        Whether reconstructions are compared with what they should be; see `Quality`.
     """
 
     def __init__(
@@ -35,13 +37,14 @@ class Collection(Statistic):
         d_sae: int,
         top_k: int,
         window: tuple[int, int],
+        compared: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         self.moments = Moments(d_sae, device=device)
         self.maximum = Maximum(d_sae, device=device)
         self.histogram = Histogram(d_sae, device=device)
         self.topk = TopK(d_sae, k=top_k, window=window, device=device)
-        self.quality = Quality(d_in, device=device)
+        self.quality = Quality(d_in, compared=compared, device=device)
 
     @property
     def per_feature(self) -> tuple[FeatureStatistic, ...]:
@@ -66,7 +69,7 @@ class Collection(Statistic):
     def update_quality(
         self,
         x: Float[Tensor, "token d_in"],
-        x_hat: Float[Tensor, "token d_in"],
+        x_hat: Float[Tensor, "token d_in"] | None,
         *,
         n_active: int,
     ) -> "Collection":

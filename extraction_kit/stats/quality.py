@@ -14,6 +14,13 @@ class Quality(Statistic):
 
     FVU = sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, both in the space of the original
     activations, from float64 sums.
+
+    Parameters
+    ----------
+    d_in : int
+        Width of what is reconstructed.
+    compared : bool
+        False where there is nothing to compare a reconstruction with: FVU is None then.
     """
 
     STATE: ClassVar[tuple[str, ...]] = ("counts", "sum_sq_error", "sum_sq_x", "sum_x")
@@ -22,7 +29,10 @@ class Quality(Statistic):
     sum_sq_x: Float64[Tensor, ""]
     sum_x: Float64[Tensor, " d_in"]
 
-    def __init__(self, d_in: int, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, d_in: int, *, compared: bool = True, device: torch.device | str = "cpu"
+    ) -> None:
+        self.compared = compared
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
         self.sum_sq_error = torch.zeros((), dtype=torch.float64, device=device)
         self.sum_sq_x = torch.zeros((), dtype=torch.float64, device=device)
@@ -31,15 +41,16 @@ class Quality(Statistic):
     def update(
         self,
         x: Float[Tensor, "token d_in"],
-        x_hat: Float[Tensor, "token d_in"],
+        x_hat: Float[Tensor, "token d_in"] | None,
         *,
         n_active: int,
     ) -> "Quality":
-        """Take in valid tokens, their reconstructions and their active pairs."""
+        """Take in valid tokens, their reconstructions (if compared) and active pairs."""
         device = self.sum_x.device
         self.counts[0] += x.shape[0]
         self.counts[1] += n_active
-        self.sum_sq_error += _sum_sq(x - x_hat).to(device)
+        if x_hat is not None:
+            self.sum_sq_error += _sum_sq(x - x_hat).to(device)
         self.sum_sq_x += _sum_sq(x).to(device)
         self.sum_x += x.sum(0, dtype=_widest(x)).to(device)
         return self
@@ -59,13 +70,13 @@ class Quality(Statistic):
     def compute(self) -> dict[str, float | int | None]:
         """Return ``n_tokens``, ``l0`` and ``fvu``; None where nothing was seen.
 
-        ``fvu`` is None too where the activations have no variance.
+        ``fvu`` is None too where the activations have no variance, or nothing was compared.
         """
         n_tokens, n_active = (int(count) for count in self.counts)
         if not n_tokens:
             return {"n_tokens": 0, "l0": None, "fvu": None}
         spread = float(self.sum_sq_x - self.sum_x.square().sum() / n_tokens)
-        fvu = float(self.sum_sq_error) / spread if spread > 0 else None
+        fvu = float(self.sum_sq_error) / spread if self.compared and spread > 0 else None
         return {"n_tokens": n_tokens, "l0": n_active / n_tokens, "fvu": fvu}
 
 

@@ -6,9 +6,10 @@ headers of the weight files, digests from their bytes.
 
 from extraction_kit.trainings.hookpoints import Hookpoint, resolve_hookpoint
 from extraction_kit.trainings.model_folder import ModelSpec, describe_model
-from extraction_kit.trainings.sae_folder import SaeSpec, describe_sae
+from extraction_kit.trainings.sae_folder import describe_sae
+from extraction_kit.trainings.sae_formats.spec import SaeSpec
 from extraction_kit.trainings.tokenizer_folder import TokenizerSpec, describe_tokenizer
-from extraction_kit.trainings.training import Training, describe_training
+from extraction_kit.trainings.training import Training, describe_training, resolve_target
 
 __all__ = [
     "Hookpoint",
@@ -21,4 +22,5 @@ __all__ = [
     "describe_tokenizer",
     "describe_training",
     "resolve_hookpoint",
+    "resolve_target",
 ]

@@ -13,7 +13,8 @@ from extraction_kit.trainings.model_folder import (
     describe_model,
     read_model_config,
 )
-from extraction_kit.trainings.sae_folder import SaeSpec, describe_sae
+from extraction_kit.trainings.sae_folder import describe_sae
+from extraction_kit.trainings.sae_formats.spec import INPUT, UNKNOWN, SaeSpec
 from extraction_kit.trainings.tokenizer_folder import (
     TokenizerSpec,
     describe_tokenizer,
@@ -93,6 +94,7 @@ def describe_training(
     sae_spec = describe_sae(sae, cache=cache)
     model_spec = describe_model(model, cache=cache)
     hookpoint = _hookpoint(sae_spec, model_spec, hook_name)
+    _target(sae_spec, model_spec)
     tokenizer_spec = _tokenizer(tokenizer or model_spec.path, model_spec, cache)
     place = [hookpoint.module_path, hookpoint.side]
     return Training(
@@ -133,6 +135,40 @@ def _hookpoint(sae: SaeSpec, model: ModelSpec, hook_name: str | None) -> Hookpoi
         )
     _check_processing(sae)
     return hookpoint
+
+
+def resolve_target(training: Training) -> tuple[Hookpoint | None, str | None]:
+    """Return where a transcoder writes, or why its output cannot be compared.
+
+    (None, None) for an autoencoder, whose output is compared with what it reads.
+
+    Raises
+    ------
+    BadSae
+        What is found where it writes has another width than its output.
+    """
+    return _target(training.sae, training.model)
+
+
+def _target(sae: SaeSpec, model: ModelSpec) -> tuple[Hookpoint | None, str | None]:
+    if sae.reconstructs == INPUT:
+        return None, None
+    if sae.reconstructs == UNKNOWN:
+        return None, "the SAE's files do not say whether it is a transcoder"
+    if sae.hook_name_out is None:
+        return None, "the transcoder's files do not say where it writes"
+    try:
+        target = resolve_hookpoint(sae.hook_name_out, read_model_config(Path(model.path)))
+    except BadModel as error:
+        return None, f"where the transcoder writes is not known: {error}"
+    d_out = sae.d_out or sae.d_in
+    if target.width != d_out:
+        raise BadSae(
+            f"the transcoder {sae.path} writes d_out={d_out} numbers, but "
+            f"{sae.hook_name_out!r} of {model.source} is {target.width} wide: is this the "
+            "model that it was trained on?"
+        )
+    return target, None
 
 
 def _check_processing(sae: SaeSpec) -> None:

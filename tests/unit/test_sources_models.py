@@ -85,7 +85,8 @@ def test_the_captured_tensor_is_checked_against_the_models_own_record(folder):
     model = hooked(folder, "blocks.1.hook_resid_post")
     assert model.check_hookpoint(TOKENS[:1]) is True
     assert hooked(folder, "blocks.1.hook_mlp_out").check_hookpoint(TOKENS[:1]) is None
-    model._module = model.model.model.layers[0]  # a hook at another place than it says
+    wrong = model.model.model.layers[0]  # a hook at another place than it says
+    model._module = lambda _: wrong
     with pytest.raises(BadModel, match="differs from hidden state 2"):
         model.check_hookpoint(TOKENS[:1])
 
@@ -107,6 +108,33 @@ class Tuples(nn.Module):
 
 def hookpoint_at(path, width=8, side="output"):
     return Hookpoint(hook_name="hook", module_path=path, side=side, layer=None, width=width)
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes"),
+    [
+        ("layers.1.mlp.input", "layers.1.mlp"),
+        ("layers.1.mlp", "layers.1.mlp.input"),  # the target comes first
+        ("layers.1.mlp.input", "layers.1.mlp.input"),
+        ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post"),
+    ],
+)
+@torch.inference_mode()
+def test_two_places_are_captured_in_one_pass_in_any_order(folder, reads, writes):
+    config, spec = read_model_config(folder), describe_model(folder)
+    first, second = (resolve_hookpoint(name, config) for name in (reads, writes))
+    both = load_model(spec, first, device=CPU, dtype=torch.float32, target=second)
+    x, target = both.with_target(TOKENS)
+    torch.testing.assert_close(x, hooked(folder, reads)(TOKENS), rtol=0, atol=0)
+    torch.testing.assert_close(target, hooked(folder, writes)(TOKENS), rtol=0, atol=0)
+    torch.testing.assert_close(both(TOKENS), x, rtol=0, atol=0)
+    assert not any(module._forward_hooks for module in both.model.modules())
+
+
+@torch.inference_mode()
+def test_without_a_target_there_is_none(folder):
+    model = hooked(folder, "blocks.0.hook_resid_post")
+    assert model.with_target(TOKENS)[1] is None
 
 
 def test_an_output_that_is_a_tuple_gives_its_first_tensor():

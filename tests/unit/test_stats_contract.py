@@ -279,3 +279,8 @@ class TestQuality:
     def test_constant_activations_have_no_fvu(self):
         x = torch.ones(4, 6)
         assert Quality(6).update(x, x, n_active=0).compute()["fvu"] is None
+
+    def test_what_is_not_compared_has_no_fvu_but_an_l0(self):
+        quality = Quality(6, compared=False).update(self.x, None, n_active=25)
+        assert quality.compute() == {"n_tokens": 50, "l0": 0.5, "fvu": None}
+        assert quality.finite

@@ -53,8 +53,21 @@ def test_standard_and_jumprelu_folders_have_no_k(write_sae):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architecture": "gated"}, "gated.*standard, topk, jumprelu are supported"),
-        ({"architecture": "batchtopk"}, "batchtopk.*save_inference_model"),
+        ({"architecture": "abstopk"}, "abstopk.*standard, topk.*can be negative"),
+        ({"architecture": "temporal"}, "temporal.*looking at others"),
+        ({"architecture": "mlp"}, "architecture='mlp'.*choose an SAE"),
+        ({"architecture": "gated"}, "no tensor b_gate"),
+        ({"architecture": "batchtopk"}, "no tensor topk_threshold.*save_inference_model"),
+        (
+            {"architecture": "batchtopk", "tensors": {"topk_threshold": np.array(0.0)}},
+            "topk_threshold=0: it was never estimated",
+        ),
+        ({"architecture": "transcoder", "d_out": 8}, "apply_b_dec_to_input=True"),
+        ({"architecture": "transcoder", "apply_b_dec_to_input": False}, "d_out=None"),
+        (
+            {"architecture": "skip_transcoder", "d_out": 8, "apply_b_dec_to_input": False},
+            "no tensor W_skip",
+        ),
         ({"architecture": "standard", "activation_fn_str": "tanh-relu"}, "tanh-relu"),
         ({"normalize_activations": "expected_average_only_in"}, "must be folded"),
         ({"normalize_activations": True}, "must be folded"),
@@ -62,7 +75,7 @@ def test_standard_and_jumprelu_folders_have_no_k(write_sae):
         ({"k": None}, "k=None"),
         ({"k": 17}, "k=17, more than d_sae=16"),
         ({"d_in": "8"}, "d_in='8'"),
-        ({"d_sae": 32}, r"W_enc of shape \[8, 16\].*\[8, 32\]"),
+        ({"d_sae": 32}, r"W_enc of shape \[8, 16\].*need \[8, 32\]"),
         ({"apply_b_dec_to_input": "yes"}, "apply_b_dec_to_input='yes'"),
         ({"reshape_activations": "flatten"}, "flatten"),
         ({"metadata": {"hook_head_index": 3}}, "hook_head_index=3"),
@@ -108,11 +121,11 @@ def test_missing_and_torn_files_are_named(write_sae, tmp_path):
     with pytest.raises(BadSae, match="holds a list"):
         describe_sae(folder)
     (folder / "sae_weights.safetensors").unlink()
-    (folder / "cfg.json").write_text("{}")
-    with pytest.raises(BadSae, match=r"there is no .*sae_weights\.safetensors"):
+    said = r"there is no .*sae_weights\.safetensors \(SAELens\) or sae\.safetensors"
+    with pytest.raises(BadSae, match=said):
         describe_sae(folder)
     (folder / "cfg.json").unlink()
-    with pytest.raises(BadSae, match=r"there is no .*cfg\.json"):
+    with pytest.raises(BadSae, match=r"no SAE of a known format.*ae\.pt"):
         describe_sae(folder)
 
 
@@ -121,15 +134,27 @@ def test_an_object_in_memory_is_refused_with_what_to_type():
         describe_sae(object())
 
 
-def test_a_folder_of_another_library_or_of_several_saes_is_recognised(write_sae, tmp_path):
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "ae.pt").touch()
-    with pytest.raises(BadSae, match="dictionary_learning"):
-        describe_sae(foreign)
-    write_sae()
-    with pytest.raises(BadSae, match=r"several SAEs \(sae\)"):
+def test_a_folder_of_several_saes_is_refused_with_their_names(write_sae, tmp_path):
+    write_sae("run-one")
+    with pytest.raises(BadSae, match=r"an SAE deeper inside \(run-one\).*pass one"):
         describe_sae(tmp_path)
+    write_sae("two")
+    with pytest.raises(BadSae, match=r"several SAEs \(run-one, two\)"):
+        describe_sae(tmp_path)
+
+
+def test_a_folder_in_two_formats_is_refused_until_the_file_is_named(write_sae):
+    folder = write_sae()
+    alone = describe_sae(folder)
+    (folder / "ae.pt").write_bytes(b"")
+    with pytest.raises(BadSae, match=r"several formats: type .*for SAELens or .*ae\.pt"):
+        describe_sae(folder)
+    named = describe_sae(folder / "sae_weights.safetensors")
+    assert named.digest == alone.digest
+    assert named.file == alone.file == folder / "sae_weights.safetensors"
+    assert describe_sae(named.path) == named
+    with pytest.raises(BadSae, match="no weight file of a known format"):
+        describe_sae(folder / "cfg.json")
 
 
 def test_the_digest_covers_what_changes_the_activations_and_nothing_else(write_sae):
@@ -140,6 +165,47 @@ def test_the_digest_covers_what_changes_the_activations_and_nothing_else(write_s
     other_weights = describe_sae(write_sae("d", tensors=bias)).digest
     assert moved == digest
     assert len({digest, other_k, other_weights}) == 3
+
+
+def test_digests_of_registered_trainings_never_change(write_sae):
+    found = {
+        "topk": write_sae("a"),
+        "standard": write_sae("b", architecture=None, k=None),
+        "jumprelu": write_sae("c", architecture="jumprelu", tensors=THRESHOLD),
+    }
+    assert {name: describe_sae(folder).digest[:16] for name, folder in found.items()} == {
+        "topk": "c38f714110bc1382",
+        "standard": "5b82180f6176a414",
+        "jumprelu": "e0e207e7773279f6",
+    }
+
+
+def test_a_transcoder_says_what_it_writes_and_where(write_sae):
+    spec = describe_sae(
+        write_sae(
+            architecture="skip_transcoder",
+            apply_b_dec_to_input=False,
+            d_out=6,
+            metadata={"hook_name": "blocks.1.hook_mlp_in", "hook_name_out": "out"},
+            tensors={
+                "W_dec": np.ones((16, 6), np.float32),
+                "b_dec": np.ones(6, np.float32),
+                "W_skip": np.ones((6, 8), np.float32),
+            },
+        )
+    )
+    assert (spec.architecture, spec.skip, spec.d_in, spec.d_out) == ("standard", True, 8, 6)
+    assert (spec.reconstructs, spec.hook_name_out) == ("output", "out")
+    assert not spec.apply_b_dec_to_input
+    assert not spec.rescale_acts_by_decoder_norm
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_batchtopk_training_checkpoint_is_a_jumprelu_sae(write_sae, architecture):
+    tensors = {"topk_threshold": np.array(1.5)}
+    spec = describe_sae(write_sae(architecture=architecture, tensors=tensors))
+    assert (spec.architecture, spec.k) == ("jumprelu", None)
+    assert spec.named("threshold") == ("topk_threshold", False)
 
 
 def test_the_spec_is_plain_json_apart_from_its_class(write_sae):

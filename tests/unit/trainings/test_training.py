@@ -36,6 +36,16 @@ def test_a_training_survives_json(describe):
     assert Training.from_dict(json.loads(text)) == training
 
 
+def test_a_training_registered_before_a_field_existed_is_read(describe):
+    training = describe()
+    plain = json.loads(json.dumps(training.to_dict()))
+    before = {"path", "format", "architecture", "d_in", "d_sae", "k", "digest"}
+    before |= {"apply_b_dec_to_input", "normalize_activations", "hook_name", "metadata"}
+    before |= {"rescale_acts_by_decoder_norm"}
+    plain["sae"] = {name: plain["sae"][name] for name in before}
+    assert Training.from_dict(plain) == training
+
+
 def test_the_digest_does_not_depend_on_where_things_are(describe, tmp_path):
     training = describe()
     for name in ("sae", "model"):
