@@ -15,6 +15,7 @@ STATISTICS_FORMAT = 1
 
 Packing = Literal["pack", "document", "truncate"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def _check_int(
@@ -31,10 +32,16 @@ def _check_bool(name: str, value: object, *, error: type[ValueError] = BadConfig
         raise error(msg)
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _check_choice(
+    name: str,
+    value: object,
+    allowed: tuple[str, ...],
+    *,
+    error: type[ValueError] = BadConfig,
+) -> None:
     if value not in allowed:
         msg = f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is allowed"
-        raise BadConfig(msg)
+        raise error(msg)
 
 
 def _check_ints(name: str, value: object, low: int) -> tuple[int, ...]:
@@ -140,6 +147,7 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "EXTRACTION_KIT_LEDGER_URL": "ledger_url",
         "EXTRACTION_KIT_SHARED": "shared",
         "EXTRACTION_KIT_DEVICE": "device",
+        "EXTRACTION_KIT_DEVICE_MAP": "device_map",
         "EXTRACTION_KIT_THREADS": "threads",
         "EXTRACTION_KIT_CHECKPOINT_EVERY_S": "checkpoint_every_s",
         "EXTRACTION_KIT_BEAT_S": "beat_s",
@@ -174,6 +182,9 @@ class Settings:
     """Directory for what several machines share; None is the workspace itself."""
     device: str = "auto"
     """"auto" takes CUDA, then MPS, then the CPU; or any torch device string."""
+    device_map: str | None = None
+    """Spreads the model's layers over several GPUs: "auto", "balanced", "balanced_low_0" or
+    "sequential" of `accelerate`; None puts the model where the SAE is."""
     threads: int | None = None
     """CPU threads of torch; None leaves torch's own choice."""
     tile_tokens: int = 1024
@@ -224,6 +235,8 @@ class Settings:
                 f"at most {self.self_check_share} of it, or a healthy run looks silent"
             )
             raise BadSettings(msg)
+        if self.device_map is not None:
+            _check_choice("device_map", self.device_map, DEVICE_MAPS, error=BadSettings)
         _check_int("tile_tokens", self.tile_tokens, low=1, high=2**24, error=BadSettings)
         _check_int(
             "min_free_bytes", self.min_free_bytes, low=0, high=2**53, error=BadSettings
@@ -296,7 +309,7 @@ def masked(url: str | None) -> str | None:
 
 
 _INTEGERS = frozenset({"threads", "tile_tokens", "min_free_bytes"})
-_TEXTS = frozenset({"redis_url", "ledger_url", "device", "alert_webhook"})
+_TEXTS = frozenset({"redis_url", "ledger_url", "device", "device_map", "alert_webhook"})
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 

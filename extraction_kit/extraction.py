@@ -32,7 +32,8 @@ from extraction_kit.sources.devices import (
     resolve_device,
     statistics_device,
 )
-from extraction_kit.sources.models import HookedModel, load_model
+from extraction_kit.sources.loading import load_model
+from extraction_kit.sources.models import HookedModel
 from extraction_kit.sources.saes import SparseAutoencoder, load_sae
 from extraction_kit.stats import Collection, Contexts
 from extraction_kit.trainings import Training, resolve_target
@@ -181,6 +182,7 @@ class _Extraction:
             device=self.device,
             dtype=dtype,
             target=self.target,
+            device_map=self.settings.device_map,
         )
         self._phase("loading SAE")
         self.sae: SparseAutoencoder = load_sae(
@@ -196,6 +198,8 @@ class _Extraction:
             "tile_contexts": self.tile,
             "context_size": self.corpus.context_size,
         }
+        if self.settings.device_map is not None:
+            self.fingerprint["device_map"] = self.settings.device_map
         self.statistics = Collection(
             d_in=self.sae.spec.d_in if self.target is None else self.target.width,
             d_sae=self.sae.spec.d_sae,
@@ -310,7 +314,7 @@ class _Extraction:
     def _batch(self) -> None:
         batch = self.corpus.read(self.n_contexts_done, self.tile)
         contexts = self._on_device(batch)
-        x, target = self.model.with_target(contexts.tokens)
+        x, target = self.model.with_target(contexts.tokens, self._present(batch))
         self._measure(x, contexts, target)
         self.n_contexts_done += len(batch)
         self.n_tokens_done += int(batch.valid.sum())
@@ -363,6 +367,14 @@ class _Extraction:
             tokens=torch.from_numpy(tokens).to(self.device),
             valid=torch.from_numpy(valid).to(self.device),
         )
+
+    def _present(self, batch: ContextBatch) -> Tensor | None:
+        """Return where no padding is, for a model whose tokens see ahead."""
+        if not self.model.sees_ahead:
+            return None
+        present = np.zeros((self.tile, self.corpus.context_size), dtype=bool)
+        present[: len(batch)] = batch.present
+        return torch.from_numpy(present).to(self.device)
 
     @contextmanager
     def _memory_errors(self) -> Iterator[None]:
@@ -492,6 +504,7 @@ class _Extraction:
                 "hook_name": self.training.hookpoint.hook_name,
                 "module_path": self.training.hookpoint.module_path,
                 "side": self.training.hookpoint.side,
+                "resolved": str(self.training.hookpoint),
                 "equals_hidden_state": self.hookpoint_checked,
             },
             "reconstruction": {

@@ -139,7 +139,7 @@ def _save_model(
     import torch  # noqa: PLC0415 - heavy, and the notebook side never needs it
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - as above
 
-    from extraction_kit.sources.models import quiet_transformers  # noqa: PLC0415 - torch
+    from extraction_kit.sources.loading import quiet_transformers  # noqa: PLC0415 - torch
 
     config = LlamaConfig(
         vocab_size=len(SPECIAL_TOKENS) + len(words),
