@@ -156,6 +156,7 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "EXTRACTION_KIT_QUEUED_GRACE_S": "queued_grace_s",
         "EXTRACTION_KIT_INTERMEDIATE_GRACE_S": "intermediate_grace_s",
         "EXTRACTION_KIT_STUCK_AFTER_S": "stuck_after_s",
+        "EXTRACTION_KIT_PREFLIGHT": "preflight",
         "EXTRACTION_KIT_TILE_TOKENS": "tile_tokens",
         "EXTRACTION_KIT_MIN_FREE_BYTES": "min_free_bytes",
         "EXTRACTION_KIT_SELF_CHECK_SHARE": "self_check_share",
@@ -187,6 +188,9 @@ class Settings:
     "sequential" of `accelerate`; None puts the model where the SAE is."""
     threads: int | None = None
     """CPU threads of torch; None leaves torch's own choice."""
+    preflight: Literal["refuse", "report"] = "refuse"
+    """What is done if the first batch shows that the SAE does not explain what it reads:
+    "refuse" stops before the work, "report" records it with the result and goes on."""
     tile_tokens: int = 1024
     """Tokens per micro-batch; rounded down to whole contexts, at least one. Part of the
     numerics fingerprint: a checkpoint continues only under the same tile."""
@@ -237,6 +241,7 @@ class Settings:
             raise BadSettings(msg)
         if self.device_map is not None:
             _check_choice("device_map", self.device_map, DEVICE_MAPS, error=BadSettings)
+        _check_choice("preflight", self.preflight, ("refuse", "report"), error=BadSettings)
         _check_int("tile_tokens", self.tile_tokens, low=1, high=2**24, error=BadSettings)
         _check_int(
             "min_free_bytes", self.min_free_bytes, low=0, high=2**53, error=BadSettings
@@ -309,7 +314,9 @@ def masked(url: str | None) -> str | None:
 
 
 _INTEGERS = frozenset({"threads", "tile_tokens", "min_free_bytes"})
-_TEXTS = frozenset({"redis_url", "ledger_url", "device", "device_map", "alert_webhook"})
+_TEXTS = frozenset(
+    {"redis_url", "ledger_url", "device", "device_map", "preflight", "alert_webhook"}
+)
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 

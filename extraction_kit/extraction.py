@@ -34,6 +34,7 @@ from extraction_kit.sources.devices import (
 )
 from extraction_kit.sources.loading import load_model
 from extraction_kit.sources.models import HookedModel
+from extraction_kit.sources.preflight import Batch, Parts, preflight
 from extraction_kit.sources.saes import SparseAutoencoder, load_sae
 from extraction_kit.stats import Collection, Contexts
 from extraction_kit.trainings import Training, resolve_target
@@ -211,6 +212,39 @@ class _Extraction:
         self._phase("checking")
         tokens = self._on_device(self.corpus.read(0, 1)).tokens[:1, :PREFLIGHT_TOKENS]
         self.hookpoint_checked = self.model.check_hookpoint(tokens)
+        self._preflight()
+
+    def _preflight(self) -> None:
+        batch = self.corpus.read(0, self.tile)
+        contexts = self._on_device(batch)
+        present = torch.zeros_like(contexts.valid)
+        present[: len(batch)] = torch.from_numpy(batch.present).to(self.device)
+        x, target = self.model.with_target(contexts.tokens, self._present(batch))
+        for values in (x, x if target is None else target):
+            valid = torch.nonzero(contexts.valid.reshape(-1)).squeeze(1)
+            self._refuse_non_finite(values[valid], values[valid], valid=valid)
+        parts = Parts(
+            training=self.training,
+            model=self.model,
+            sae=self.sae,
+            load_whole=self._load_whole,
+            compared=self.no_target is None,
+        )
+        found = Batch(tokens=contexts.tokens, present=present, valid=contexts.valid)
+        with self._memory_errors():
+            self.preflight = preflight(
+                parts, found, refuse=self.settings.preflight == "refuse"
+            )
+
+    def _load_whole(self) -> HookedModel:
+        return load_model(
+            self.training.model,
+            self.training.hookpoint,
+            device=self.device,
+            dtype=DTYPES[self.config.dtype],
+            device_map=self.settings.device_map,
+            whole=True,
+        )
 
     def _check_sizes(self) -> None:
         model, sae, corpus = self.training.model, self.training.sae, self.corpus
@@ -223,6 +257,13 @@ class _Extraction:
             raise BadCorpus(
                 f"context_size={corpus.context_size}: the model takes at most "
                 f"{model.max_context} tokens. Prepare the corpus with a smaller one"
+            )
+        if corpus.tokenizer_digest != self.training.tokenizer.digest:
+            raise BadCorpus(
+                f"corpus {corpus.digest[:12]} was made with another tokenizer "
+                f"({corpus.tokenizer_digest[:12]}) than the training's "
+                f"({self.training.tokenizer.digest[:12]}): prepare it again with "
+                "ws.corpus(..., training_id=...)"
             )
         if not corpus.n_tokens:
             raise BadCorpus(
@@ -507,6 +548,7 @@ class _Extraction:
                 "resolved": str(self.training.hookpoint),
                 "equals_hidden_state": self.hookpoint_checked,
             },
+            "preflight": self.preflight.to_dict(),
             "reconstruction": {
                 "compared_with": self._compared_with(),
                 "not_compared_because": self.no_target,

@@ -213,6 +213,7 @@ def random_sae_weights(
     if config["architecture"] == "jumprelu":
         weights["threshold"] = 5.0 + torch.rand(d_sae, generator=chance)
     weights["b_enc"][-1] = -1e4
+    weights["W_dec"] *= 0.4  # so that the output is nearer to the input than its mean is
     return weights
 
 

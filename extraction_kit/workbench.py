@@ -215,6 +215,8 @@ class Workbench:
         """Return this machine's settings with those that the run was launched with."""
         known = [name for name in _SETTINGS_OF_A_RUN if name in run.settings]
         recorded = {name: run.settings[name] for name in known}
+        if run.settings.get("preflight") == "report":  # else as this machine has it
+            recorded["preflight"] = "report"
         return replace(self.settings, **recorded)
 
     def content_key(
