@@ -13,8 +13,9 @@ from extraction_kit.errors import BadConfig, BadSettings
 STATISTICS_FORMAT = 1
 """Version of the statistics and of the published layout; part of every content key."""
 
-Packing = Literal["pack", "document"]
+Packing = Literal["pack", "document", "truncate"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def _check_int(
@@ -31,10 +32,16 @@ def _check_bool(name: str, value: object, *, error: type[ValueError] = BadConfig
         raise error(msg)
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _check_choice(
+    name: str,
+    value: object,
+    allowed: tuple[str, ...],
+    *,
+    error: type[ValueError] = BadConfig,
+) -> None:
     if value not in allowed:
         msg = f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is allowed"
-        raise BadConfig(msg)
+        raise error(msg)
 
 
 def _check_ints(name: str, value: object, low: int) -> tuple[int, ...]:
@@ -67,7 +74,8 @@ class ExtractionConfig:
     """Tokens kept (before, after) the peak of an example; cut at the context's edges."""
     packing: Packing = "pack"
     """"pack" joins documents (EOS between them) and cuts full contexts; "document" starts a
-    context at each document and pads its last one."""
+    context at each document and pads its last one; "truncate" takes only the first context
+    of each document."""
     prepend_bos: bool | None = None
     """Begin each context with BOS. None does so iff the tokenizer has a BOS token."""
     exclude_special_tokens: bool = True
@@ -139,6 +147,7 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "EXTRACTION_KIT_LEDGER_URL": "ledger_url",
         "EXTRACTION_KIT_SHARED": "shared",
         "EXTRACTION_KIT_DEVICE": "device",
+        "EXTRACTION_KIT_DEVICE_MAP": "device_map",
         "EXTRACTION_KIT_THREADS": "threads",
         "EXTRACTION_KIT_CHECKPOINT_EVERY_S": "checkpoint_every_s",
         "EXTRACTION_KIT_BEAT_S": "beat_s",
@@ -147,6 +156,7 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "EXTRACTION_KIT_QUEUED_GRACE_S": "queued_grace_s",
         "EXTRACTION_KIT_INTERMEDIATE_GRACE_S": "intermediate_grace_s",
         "EXTRACTION_KIT_STUCK_AFTER_S": "stuck_after_s",
+        "EXTRACTION_KIT_PREFLIGHT": "preflight",
         "EXTRACTION_KIT_TILE_TOKENS": "tile_tokens",
         "EXTRACTION_KIT_MIN_FREE_BYTES": "min_free_bytes",
         "EXTRACTION_KIT_SELF_CHECK_SHARE": "self_check_share",
@@ -173,8 +183,14 @@ class Settings:
     """Directory for what several machines share; None is the workspace itself."""
     device: str = "auto"
     """"auto" takes CUDA, then MPS, then the CPU; or any torch device string."""
+    device_map: str | None = None
+    """Spreads the model's layers over several GPUs: "auto", "balanced", "balanced_low_0" or
+    "sequential" of `accelerate`; None puts the model where the SAE is."""
     threads: int | None = None
     """CPU threads of torch; None leaves torch's own choice."""
+    preflight: Literal["refuse", "report"] = "refuse"
+    """What is done if the first batch shows that the SAE does not explain what it reads:
+    "refuse" stops before the work, "report" records it with the result and goes on."""
     tile_tokens: int = 1024
     """Tokens per micro-batch; rounded down to whole contexts, at least one. Part of the
     numerics fingerprint: a checkpoint continues only under the same tile."""
@@ -223,6 +239,9 @@ class Settings:
                 f"at most {self.self_check_share} of it, or a healthy run looks silent"
             )
             raise BadSettings(msg)
+        if self.device_map is not None:
+            _check_choice("device_map", self.device_map, DEVICE_MAPS, error=BadSettings)
+        _check_choice("preflight", self.preflight, ("refuse", "report"), error=BadSettings)
         _check_int("tile_tokens", self.tile_tokens, low=1, high=2**24, error=BadSettings)
         _check_int(
             "min_free_bytes", self.min_free_bytes, low=0, high=2**53, error=BadSettings
@@ -295,7 +314,9 @@ def masked(url: str | None) -> str | None:
 
 
 _INTEGERS = frozenset({"threads", "tile_tokens", "min_free_bytes"})
-_TEXTS = frozenset({"redis_url", "ledger_url", "device", "alert_webhook"})
+_TEXTS = frozenset(
+    {"redis_url", "ledger_url", "device", "device_map", "preflight", "alert_webhook"}
+)
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 

@@ -31,7 +31,9 @@ from extraction_kit.sources.devices import (
     resolve_device,
     statistics_device,
 )
-from extraction_kit.sources.models import HookedModel, load_model
+from extraction_kit.sources.loading import load_model
+from extraction_kit.sources.models import HookedModel
+from extraction_kit.sources.preflight import Batch, Parts, preflight
 from extraction_kit.sources.saes import Autoencoder, load_sae
 from extraction_kit.stats import Collection, Contexts
 from extraction_kit.trainings import Training, resolve_target
@@ -181,6 +183,7 @@ class _Extraction:
             device=self.device,
             dtype=dtype,
             target=self.target,
+            device_map=self.settings.device_map,
         )
         self._phase("loading SAE")
         self.sae: Autoencoder = load_sae(self.training.sae, device=self.device, dtype=dtype)
@@ -194,6 +197,8 @@ class _Extraction:
             "tile_contexts": self.tile,
             "context_size": self.corpus.context_size,
         }
+        if self.settings.device_map is not None:
+            self.fingerprint["device_map"] = self.settings.device_map
         self.statistics = Collection(
             d_in=self.sae.spec.d_in if self.target is None else self.target.width,
             d_sae=self.sae.spec.d_sae,
@@ -205,6 +210,39 @@ class _Extraction:
         self._phase("checking")
         tokens = self._on_device(self.corpus.read(0, 1)).tokens[:1, :PREFLIGHT_TOKENS]
         self.hookpoint_checked = self.model.check_hookpoint(tokens)
+        self._preflight()
+
+    def _preflight(self) -> None:
+        batch = self.corpus.read(0, self.tile)
+        contexts = self._on_device(batch)
+        present = torch.zeros_like(contexts.valid)
+        present[: len(batch)] = torch.from_numpy(batch.present).to(self.device)
+        x, target = self.model.with_target(contexts.tokens, self._present(batch))
+        for values in (x, x if target is None else target):
+            valid = torch.nonzero(contexts.valid.reshape(-1)).squeeze(1)
+            self._refuse_non_finite(values[valid], values[valid], valid=valid)
+        parts = Parts(
+            training=self.training,
+            model=self.model,
+            sae=self.sae,
+            load_whole=self._load_whole,
+            compared=self.no_target is None,
+        )
+        found = Batch(tokens=contexts.tokens, present=present, valid=contexts.valid)
+        with self._memory_errors():
+            self.preflight = preflight(
+                parts, found, refuse=self.settings.preflight == "refuse"
+            )
+
+    def _load_whole(self) -> HookedModel:
+        return load_model(
+            self.training.model,
+            self.training.hookpoint,
+            device=self.device,
+            dtype=DTYPES[self.config.dtype],
+            device_map=self.settings.device_map,
+            whole=True,
+        )
 
     def _check_sizes(self) -> None:
         model, sae, corpus = self.training.model, self.training.sae, self.corpus
@@ -217,6 +255,13 @@ class _Extraction:
             raise BadCorpus(
                 f"context_size={corpus.context_size}: the model takes at most "
                 f"{model.max_context} tokens. Prepare the corpus with a smaller one"
+            )
+        if corpus.tokenizer_digest != self.training.tokenizer.digest:
+            raise BadCorpus(
+                f"corpus {corpus.digest[:12]} was made with another tokenizer "
+                f"({corpus.tokenizer_digest[:12]}) than the training's "
+                f"({self.training.tokenizer.digest[:12]}): prepare it again with "
+                "ws.corpus(..., training_id=...)"
             )
         if not corpus.n_tokens:
             raise BadCorpus(
@@ -308,7 +353,7 @@ class _Extraction:
     def _batch(self) -> None:
         batch = self.corpus.read(self.n_contexts_done, self.tile)
         contexts = self._on_device(batch)
-        x, target = self.model.with_target(contexts.tokens)
+        x, target = self.model.with_target(contexts.tokens, self._present(batch))
         self._measure(x, contexts, target)
         self.n_contexts_done += len(batch)
         self.n_tokens_done += int(batch.valid.sum())
@@ -361,6 +406,14 @@ class _Extraction:
             tokens=torch.from_numpy(tokens).to(self.device),
             valid=torch.from_numpy(valid).to(self.device),
         )
+
+    def _present(self, batch: ContextBatch) -> Tensor | None:
+        """Return where no padding is, for a model whose tokens see ahead."""
+        if not self.model.sees_ahead:
+            return None
+        present = np.zeros((self.tile, self.corpus.context_size), dtype=bool)
+        present[: len(batch)] = batch.present
+        return torch.from_numpy(present).to(self.device)
 
     @contextmanager
     def _memory_errors(self) -> Iterator[None]:
@@ -485,8 +538,10 @@ class _Extraction:
                 "hook_name": self.training.hookpoint.hook_name,
                 "module_path": self.training.hookpoint.module_path,
                 "side": self.training.hookpoint.side,
+                "resolved": str(self.training.hookpoint),
                 "equals_hidden_state": self.hookpoint_checked,
             },
+            "preflight": self.preflight.to_dict(),
             "reconstruction": {
                 "compared_with": None if self.no_target else self.compared_at.hook_name,
                 "not_compared_because": self.no_target,

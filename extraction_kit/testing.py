@@ -139,7 +139,7 @@ def _save_model(
     import torch  # noqa: PLC0415 - heavy, and the notebook side never needs it
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - as above
 
-    from extraction_kit.sources.models import quiet_transformers  # noqa: PLC0415 - torch
+    from extraction_kit.sources.loading import quiet_transformers  # noqa: PLC0415 - torch
 
     config = LlamaConfig(
         vocab_size=len(SPECIAL_TOKENS) + len(words),
@@ -213,6 +213,7 @@ def random_sae_weights(
     if config["architecture"] == "jumprelu":
         weights["threshold"] = 5.0 + torch.rand(d_sae, generator=chance)
     weights["b_enc"][-1] = -1e4
+    weights["W_dec"] *= 0.4  # so that the output is nearer to the input than its mean is
     return weights
 
 

@@ -37,7 +37,7 @@ from extraction_kit.version import __version__
 # What of the settings is the run's own: kept at its launch and used by whichever worker takes
 # it, so that a resumed attempt computes with the same tile on the same kind of device.
 _SETTINGS_OF_A_RUN = (
-    "device", "threads", "tile_tokens", "checkpoint_every_s", "beat_s", "lease_s",
+    "device", "device_map", "threads", "tile_tokens", "checkpoint_every_s", "beat_s", "lease_s",
     "self_check_share",
 )  # fmt: skip
 
@@ -209,7 +209,10 @@ class Workbench:
 
     def settings_of(self, run: RunRecord) -> Settings:
         """Return this machine's settings with those that the run was launched with."""
-        recorded = {name: run.settings[name] for name in _SETTINGS_OF_A_RUN}
+        known = [name for name in _SETTINGS_OF_A_RUN if name in run.settings]
+        recorded = {name: run.settings[name] for name in known}
+        if run.settings.get("preflight") == "report":  # else as this machine has it
+            recorded["preflight"] = "report"
         return replace(self.settings, **recorded)
 
     def content_key(
@@ -225,7 +228,7 @@ class Workbench:
                 "format": STATISTICS_FORMAT,
                 "sae": training.sae.digest,
                 "model": training.model.digest,
-                "hookpoint": [training.hookpoint.module_path, training.hookpoint.side],
+                "hookpoint": training.hookpoint.place,
                 "corpus": corpus.digest,
                 "config": decides,
             }
@@ -330,6 +333,7 @@ def corpus_record(corpus: Corpus) -> Mapping[str, Any]:
         "vocab": corpus.vocab.name,
         "vocab_size": corpus.vocab_size,
         "masks": dict(corpus.masks),
+        "accounting": None if corpus.accounting is None else dict(corpus.accounting),
     }
 
 

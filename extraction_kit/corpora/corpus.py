@@ -106,6 +106,9 @@ class Corpus:
     masks: Mapping[str, Any]
     """``packing``, ``prepend_bos``, ``exclude_special_tokens``, ``excluded``,
     ``ignore_positions``."""
+    accounting: Mapping[str, Any] | None = None
+    """Where every token of the source went, see :mod:`extraction_kit.corpora.accounting`;
+    None for a corpus that was prepared before this was kept."""
     _groups: dict[int, ContextBatch] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -150,7 +153,7 @@ class Corpus:
         }
         for name in (
             "digest", "n_contexts", "n_tokens", "n_tokens_total", "context_size", "source",
-            "tokenizer_digest", "vocab_size", "pad_id",
+            "tokenizer_digest", "vocab_size", "pad_id", "accounting",
         ):  # fmt: skip
             spec[name] = getattr(self, name)
         atomic.write_json(folder / SPEC, spec)

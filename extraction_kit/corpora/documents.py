@@ -4,6 +4,7 @@ Nothing is held longer than it takes to hand it on.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,14 @@ import numpy as np
 
 from extraction_kit.corpora.rows import (
     TEXT_COLUMN,
+    Conversation,
     Document,
+    PaddedIds,
     as_document,
     as_ids,
     choose_column,
+    columns_to_read,
+    from_columns,
 )
 from extraction_kit.corpora.text_files import existing_file, reader_of
 from extraction_kit.digests import file_digest
@@ -24,9 +29,11 @@ from extraction_kit.errors import BadCorpus
 from extraction_kit.lifecycle import digest_of
 
 _KINDS = (
-    "a path of a text, .jsonl, .parquet or .npy file, a list of texts, lists of token ids, "
-    "or a Hugging Face dataset"
+    "a path of a text, .jsonl, .parquet or .npy file, a list of texts, of conversations or "
+    "of lists of token ids, or a Hugging Face dataset"
 )
+
+_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,7 @@ def _dataset(source: Any, text_column: str | None) -> Documents:  # noqa: ANN401
     features = source.features or {}
     texts = [name for name in names if "string" in str(_dtype(features, name))]
     column = choose_column(text_column, list(names), texts, where="the dataset")
+    wanted = columns_to_read(column, names)
     # Datasets never change; their fingerprint covers the data and each transformation.
     # A stream has none that can be relied on: it is read again.
     fingerprint = getattr(source, "_fingerprint", None)
@@ -137,9 +145,13 @@ def _dataset(source: Any, text_column: str | None) -> Documents:  # noqa: ANN401
     key = digest_of(["dataset", fingerprint, len(source), column]) if fixed else None
 
     def read() -> Iterator[Document]:
-        only = source.select_columns([column]) if len(names) > 1 else source
-        for number, row in enumerate(only):
-            yield as_document(row[column], number, column=column)
+        only = source.select_columns(wanted) if len(names) > len(wanted) else source
+        number = 0
+        for rows in only.iter(batch_size=_ROWS):  # a tenth of the cost of single rows
+            for values in zip(*(rows[name] for name in wanted), strict=True):
+                row = dict(zip(wanted, values, strict=True))
+                yield from_columns(row, number, column=column)
+                number += 1
 
     return Documents(label="a dataset", key=key, read=read)
 
@@ -210,8 +222,17 @@ def _content_key(documents: Iterable[Document]) -> str:
     """Return a digest over documents in memory: cheap against tokenising them."""
     sha = hashlib.sha256()
     for document in documents:
-        text = isinstance(document, str)
-        data = document.encode() if isinstance(document, str) else document.tobytes()
-        sha.update(f"{'text' if text else 'ids'}:{len(data)}:".encode())
+        kind, data = _content(document)
+        sha.update(f"{kind}:{len(data)}:".encode())
         sha.update(data)
     return digest_of(["documents", sha.hexdigest()])
+
+
+def _content(document: Document) -> tuple[str, bytes]:
+    if isinstance(document, str):
+        return "text", document.encode()
+    if isinstance(document, Conversation):
+        return "chat", json.dumps(document.messages, default=str).encode()
+    if isinstance(document, PaddedIds):
+        return "padded", document.ids.tobytes() + document.present.tobytes()
+    return "ids", document.tobytes()

@@ -1,20 +1,22 @@
 """Preparing a corpus: documents, tokens, contexts, and the folder that keeps them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from extraction_kit import atomic
 from extraction_kit.config import ExtractionConfig
+from extraction_kit.corpora.accounting import Tally
+from extraction_kit.corpora.chat import ChatTemplate
 from extraction_kit.corpora.corpus import CORPUS_FORMAT, Corpus, Masks, token_dtype
 from extraction_kit.corpora.documents import Documents, open_documents
 from extraction_kit.corpora.packing import Block, Packer, cut_to
-from extraction_kit.corpora.rows import Document
+from extraction_kit.corpora.tokenising import TokenisedBatch, Tokenising
 from extraction_kit.corpora.vocabulary import write_vocabulary
 from extraction_kit.corpora.writer import ContextWriter
 from extraction_kit.errors import BadConfig, BadCorpus
@@ -25,9 +27,6 @@ from extraction_kit.trainings.tokenizer_folder import load_tokenizer
 
 Progress = Callable[[int, int | None, str], None]
 """Called with valid tokens done, their total if known, and what is being done."""
-
-_BATCH_DOCUMENTS = 256
-_BATCH_CHARACTERS = 2**20
 
 
 def prepare(
@@ -46,10 +45,12 @@ def prepare(
     ----------
     source : path, texts, token ids, dataset or Corpus
         A text file is one document, and is tokenised whole; each row of a ``.jsonl`` or
-        ``.parquet`` file, of a Hugging Face dataset or of an iterable of texts is one. Ids
-        come as a list of lists, a 2-d integer array or a ``.npy`` file. A generator or a
-        stream is consumed once, so it is tokenised each time; everything else is
-        recognised by its content.
+        ``.parquet`` file, of a Hugging Face dataset or of an iterable of texts is one. A
+        conversation (a list of messages with role and content) goes through the
+        tokenizer's own chat template. Ids come as a list of lists, a 2-d integer array or
+        a ``.npy`` file; padding at their ends, or where ``attention_mask`` says so, is
+        taken away. A generator or a stream is consumed once, so it is tokenised each time;
+        everything else is recognised by its content.
     tokenizer : TokenizerSpec
         The tokenizer of the training.
     config : ExtractionConfig
@@ -77,12 +78,14 @@ def prepare(
     if isinstance(source, Corpus):
         return _check_prepared(source, tokenizer, config, masks=masks)
     documents = open_documents(source, text_column=text_column, cache=paths.cache)
-    note = _note(documents, tokenizer, config, masks=masks, paths=paths)
-    known = _known(note, paths)
+    job = _Preparation(documents, tokenizer, config, masks, paths)
+    note = job.note()
+    known = None if note is None else _known(note, paths)
     if known is None:
-        known = _Preparation(documents, tokenizer, config, masks, paths).run(progress)
+        known = job.run(progress)
         if note is not None:
-            atomic.write_json(note, {"corpus": known.digest}, durable=False)
+            content = {"corpus": known.digest, "accounting": known.accounting}
+            atomic.write_json(note, content, durable=False)
     return replace(known, source=documents.label)
 
 
@@ -148,43 +151,20 @@ def _check_prepared(
     return corpus
 
 
-def _note(
-    documents: Documents,
-    tokenizer: TokenizerSpec,
-    config: ExtractionConfig,
-    *,
-    masks: dict[str, Any],
-    paths: Paths,
-) -> Path | None:
-    """Return where it is noted which corpus these documents gave, if they have a key."""
-    if documents.key is None:
-        return None
-    key = digest_of(
-        {
-            "format": CORPUS_FORMAT,
-            "documents": documents.key,
-            "tokenizer": tokenizer.digest,
-            "vocab_size": tokenizer.vocab_size,
-            "n_tokens": config.n_tokens,
-            "context_size": config.context_size,
-            "masks": masks,
-        }
-    )
-    return paths.cache / "corpora" / f"{key[:32]}.json"
-
-
-def _known(note: Path | None, paths: Paths) -> Corpus | None:
-    if note is None:
-        return None
+def _known(note: Path, paths: Paths) -> Corpus | None:
+    """Return the corpus that a note tells of, if both are there and whole."""
     try:
-        digest = json.loads(note.read_bytes())["corpus"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(note.read_bytes())
+        digest, accounting = found["corpus"], found.get("accounting")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     folder = paths.corpora / str(digest)
     if not folder.is_dir():
         return None
     corpus = Corpus.load(folder)
-    return corpus if corpus.vocab.exists() else None
+    if not corpus.vocab.exists():
+        return None
+    return replace(corpus, accounting=accounting or corpus.accounting)
 
 
 @dataclass
@@ -198,6 +178,9 @@ class _Preparation:
     paths: Paths
     packer: Packer = field(init=False)
     counted: Masks = field(init=False)
+    tally: Tally = field(init=False)
+    chat: ChatTemplate = field(init=False)
+    accounting: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         spec, config = self.spec, self.config
@@ -215,16 +198,44 @@ class _Preparation:
             ignore_positions=tuple(self.masks["ignore_positions"]),
             vocab_size=spec.vocab_size,
         )
+        special = spec.special_ids if config.exclude_special_tokens else ()
+        self.tally = Tally(
+            special=self._marked(special), ignored=self._marked(config.ignore_tokens)
+        )
+        self.chat = ChatTemplate(Path(spec.path).parent)
+
+    def _marked(self, ids: tuple[int, ...]) -> np.ndarray:
+        marked = np.zeros(self.spec.vocab_size, dtype=bool)
+        marked[[token for token in ids if token < len(marked)]] = True
+        return marked
+
+    def note(self) -> Path | None:
+        """Return where it is noted which corpus these documents gave, if they have a key."""
+        if self.documents.key is None:
+            return None
+        decides = {
+            "format": CORPUS_FORMAT,
+            "documents": self.documents.key,
+            "tokenizer": self.spec.digest,
+            "vocab_size": self.spec.vocab_size,
+            "n_tokens": self.config.n_tokens,
+            "context_size": self.config.context_size,
+            "masks": self.masks,
+        }
+        if self.chat.digest is not None:
+            decides["chat_template"] = self.chat.digest
+        return self.paths.cache / "corpora" / f"{digest_of(decides)[:32]}.json"
 
     def run(self, progress: Progress | None) -> Corpus:
         tokenizer = load_tokenizer(self.spec.path)
         vocab = self.paths.vocab / f"{self.spec.digest}.parquet"
         write_vocabulary(vocab, tokenizer)
+        batches = Tokenising(self.spec, tokenizer, self.chat).batches(self.documents.read())
         staged = atomic.temporary_beside(self.paths.corpora / "corpus")
         try:
             writer = ContextWriter(staged, token_dtype(self.spec.vocab_size))
-            with writer:
-                for block, n_valid in self._blocks(self._ids(tokenizer)):
+            with writer, closing(batches):
+                for block, n_valid in self._blocks(self._ids(batches)):
                     writer.add(block, n_valid)
                     if progress is not None:
                         progress(writer.n_valid, self.config.n_tokens, "tokenising")
@@ -233,44 +244,30 @@ class _Preparation:
         finally:
             atomic.remove_folder(staged)
 
-    def _ids(self, tokenizer: Tokenizer) -> Iterator[list[np.ndarray]]:
-        """Yield batches of documents as token ids."""
-        first = 0
-        for batch in _batches(self.documents.read()):
-            texts = [document for document in batch if isinstance(document, str)]
-            encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-            ids = [
-                np.array(next(encoded).ids, dtype=np.int64)
-                if isinstance(document, str)
-                else document
-                for document in batch
-            ]
-            for number, row in enumerate(ids, first):
-                self._check_ids(row, number)
-            first += len(batch)
-            yield ids
-
-    def _check_ids(self, ids: np.ndarray, number: int) -> None:
-        limit = self.spec.vocab_size
-        if len(ids) and not 0 <= ids.min() <= ids.max() < limit:
-            wrong = int(ids[(ids < 0) | (ids >= limit)][0])
-            raise BadCorpus(
-                f"row {number} has the token id {wrong}: 0 to {limit - 1} are the ids of "
-                "this tokenizer and model. Was it tokenised for another model?"
-            )
+    def _ids(self, batches: Iterator[TokenisedBatch]) -> Iterator[list[np.ndarray]]:
+        for batch in batches:
+            for number, n_padding in enumerate(batch.n_padding, batch.first):
+                self.tally.dropped_padding(number, n_padding)
+            yield batch.ids
 
     def _blocks(self, batches: Iterator[list[np.ndarray]]) -> Iterator[tuple[Block, int]]:
         """Yield contexts and their valid tokens, until there are `n_tokens` of these."""
         wanted = self.config.n_tokens
-        done = 0
-        for block in self.packer.blocks(batches):
+        done, cut_in = 0, None
+        for made in self.packer.blocks(batches, self.tally.document):
+            block = made
             valid = self.counted.valid(block.tokens, block.present)
+            if wanted is not None and done + int(valid.sum()) >= wanted:
+                block = cut_to(block, valid, wanted - done)
+                valid = self.counted.valid(block.tokens, block.present)
+                cut_in = int(block.owner[block.present][-1])
             n_valid = int(valid.sum())
-            if wanted is not None and done + n_valid >= wanted:
-                yield cut_to(block, valid, wanted - done), wanted - done
-                return
             done += n_valid
+            self.tally.block(block, valid)
             yield block, n_valid
+            if cut_in is not None:
+                break
+        self.accounting = self.tally.finish(cut_in=cut_in)
 
     def _check_size(self, writer: ContextWriter) -> None:
         label, wanted = self.documents.label, self.config.n_tokens
@@ -303,23 +300,11 @@ class _Preparation:
             vocab=vocab,
             vocab_size=self.spec.vocab_size,
             pad_id=self.packer.pad_id,
+            accounting=self.accounting,
             **facts,
         )
         corpus.save_spec(writer.folder)
-        if not atomic.move_folder(writer.folder, corpus.path):
-            return Corpus.load(corpus.path)  # the same tokens came from elsewhere before
-        return corpus
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Yield documents in batches of bounded count and size (one large one is alone)."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+        if atomic.move_folder(writer.folder, corpus.path):
+            return corpus
+        # The same tokens came from elsewhere before, where others may have been discarded.
+        return replace(Corpus.load(corpus.path), accounting=self.accounting)

@@ -8,7 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extraction_kit.corpora.rows import Document, as_document, choose_column
+from extraction_kit.corpora.rows import (
+    Document,
+    choose_column,
+    columns_to_read,
+    from_columns,
+)
 from extraction_kit.errors import BadCorpus
 
 _NOT_TEXT = frozenset(
@@ -114,7 +119,7 @@ def _json_rows(path: Path, text_column: str | None) -> Iterator[Document]:
             if row == 0:
                 texts = [name for name in value if isinstance(value[name], str)]
                 column = choose_column(text_column, list(value), texts, where=str(path))
-            yield as_document(value.get(str(column)), row, column=column)
+            yield from_columns(value, row, column=str(column))
             row += 1
 
 
@@ -144,7 +149,8 @@ def _parquet_rows(path: Path, text_column: str | None) -> Iterator[Document]:
             if pa.types.is_string(entry.type) or pa.types.is_large_string(entry.type)
         ]
         column = choose_column(text_column, schema.names, texts, where=str(path))
-        batches = file.iter_batches(batch_size=256, columns=[column])
-        values = (value for batch in batches for value in batch.column(0).to_pylist())
+        wanted = columns_to_read(column, schema.names)
+        batches = file.iter_batches(batch_size=256, columns=wanted)
+        values = (value for batch in batches for value in batch.to_pylist())
         for row, value in enumerate(values):
-            yield as_document(value, row, column=column)
+            yield from_columns(value, row, column=column)

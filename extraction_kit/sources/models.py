@@ -1,23 +1,20 @@
 """A `transformers` language model that runs up to its hookpoint and no further."""
 
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
-import transformers
-from jaxtyping import Float, Int64
-from safetensors import SafetensorError
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from extraction_kit.errors import BadModel
-from extraction_kit.trainings import Hookpoint, ModelSpec
+from extraction_kit.trainings import Hookpoint
 
-_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)$")
-_SHOWN = 5
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)$")
 
 
 class _HookpointReached(BaseException):
@@ -33,19 +30,32 @@ class HookedModel:
     Parameters
     ----------
     model : nn.Module
-        A causal language model; put into eval mode.
+        A causal language model, or an encoder; put into eval mode.
     hookpoint : Hookpoint
         Where to stop. Modules above it are never executed.
     target : Hookpoint, optional
         A second place, whose activations a transcoder predicts.
+    sees_ahead : bool
+        Whether a token sees those behind it, as in an encoder: padding must then be masked.
+    final_norm : str
+        Path of the module that the model's last hidden state goes through before the model
+        records it; empty where it is recorded as it is.
     """
 
     def __init__(
-        self, model: nn.Module, hookpoint: Hookpoint, target: Hookpoint | None = None
+        self,
+        model: nn.Module,
+        hookpoint: Hookpoint,
+        target: Hookpoint | None = None,
+        *,
+        sees_ahead: bool = False,
+        final_norm: str | None = None,
     ) -> None:
         self.model = model.eval()
         self.hookpoint = hookpoint
         self.target = target
+        self.sees_ahead = sees_ahead
+        self._final_norm = final_norm
         for each in (hookpoint, target):
             if each is not None:
                 self._module(each)
@@ -68,24 +78,38 @@ class HookedModel:
         """Where the model's weights are."""
         return next(self.model.parameters()).device
 
-    def __call__(self, tokens: Int64[Tensor, "context pos"]) -> Float[Tensor, "row width"]:
+    def __call__(
+        self,
+        tokens: Int64[Tensor, "context pos"],
+        present: Bool[Tensor, "context pos"] | None = None,
+    ) -> Float[Tensor, "row width"]:
         """Return the activations of all positions, row = context * context_size + pos.
 
-        No attention mask is passed: the model is causal and padding stands on the right,
-        so that no token before it can see it.
+        A causal model gets no attention mask: padding stands on the right, so that no token
+        before it can see it. One that sees ahead gets `present`; None masks nothing.
         """
-        return self._capture(tokens, (self.hookpoint,))[0]
+        return self.capture(tokens, (self.hookpoint,), present)[0]
 
     def with_target(
-        self, tokens: Int64[Tensor, "context pos"]
+        self,
+        tokens: Int64[Tensor, "context pos"],
+        present: Bool[Tensor, "context pos"] | None = None,
     ) -> tuple[Float[Tensor, "row width"], Float[Tensor, "row target_width"] | None]:
         """Return the activations at the hookpoint and, from the same pass, at the target."""
         if self.target is None:
-            return self(tokens), None
-        x, target = self._capture(tokens, (self.hookpoint, self.target))
+            return self(tokens, present), None
+        x, target = self.capture(tokens, (self.hookpoint, self.target), present)
         return x, target
 
-    def _capture(self, tokens: Tensor, places: tuple[Hookpoint, ...]) -> list[Tensor]:
+    def capture(
+        self, tokens: Tensor, places: tuple[Hookpoint, ...], present: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the activations at several places, from one pass that ends at the last."""
+        masks = {}
+        if self.sees_ahead and present is not None:
+            seen = present.clone()
+            seen[:, 0] |= ~present.any(dim=1)  # an attention over nothing would be NaN
+            masks = {"attention_mask": seen.to(torch.int64)}
         found: dict[int, object] = {}
         with ExitStack() as hooks:
             for number, each in enumerate(places):
@@ -97,7 +121,7 @@ class HookedModel:
 
                 hooks.callback(self._listen(each, keep).remove)
             try:
-                self.model(input_ids=tokens, use_cache=False)
+                self._run(self.model, tokens, **masks)
             except _HookpointReached:
                 return [_checked(found[i], each, tokens) for i, each in enumerate(places)]
         missed = next(each for i, each in enumerate(places) if i not in found)
@@ -105,6 +129,10 @@ class HookedModel:
             f"the forward pass of {type(self.model).__name__} did not reach "
             f"{missed.module_path!r}: pass the hook_name of a module that it uses"
         )
+
+    def _run(self, module: nn.Module, tokens: Tensor, **options: Any) -> Any:  # noqa: ANN401 - a model's own
+        cache = {} if self.sees_ahead else {"use_cache": False}
+        return module(input_ids=tokens, **cache, **options)
 
     def _listen(self, place: Hookpoint, keep: Callable[[object], None]) -> RemovableHandle:
         """Let `keep` have what the forward pass brings to a place."""
@@ -136,17 +164,14 @@ class HookedModel:
             They differ: the hook does not capture what its name says.
         """
         index = self._hidden_state_index()
-        if index is None:
+        record = None if index is None else self._recorded(tokens)
+        if record is None or index is None or index >= len(record):
             return None
-        decoder = getattr(self.model, "base_model", self.model)
-        record = decoder(
-            input_ids=tokens, use_cache=False, output_hidden_states=True
-        ).hidden_states
-        captured = self(tokens)
-        # The last record has gone through the final norm, so it cannot be compared.
-        if record is None or index >= len(record) - 1:
-            return None
-        expected = record[index].reshape(captured.shape)
+        if index == len(record) - 1 and self._final_norm is None:
+            return None  # it may have gone through a norm that is not known
+        raw = replace(self.hookpoint, centred=False)
+        captured = self.capture(tokens, (raw,))[0]
+        expected = record[index].reshape(captured.shape).to(captured.device)
         if torch.allclose(captured, expected, rtol=1e-3, atol=1e-4):
             return True
         raise BadModel(
@@ -155,11 +180,26 @@ class HookedModel:
             f"architecture is not supported at hook {self.hookpoint.hook_name!r}"
         )
 
+    def _recorded(self, tokens: Tensor) -> tuple[Tensor, ...] | None:
+        """Return the model's own record of its hidden states, the last one before any norm."""
+        with ExitStack() as hooks:
+            if self._final_norm:
+                norm = self.model.get_submodule(self._final_norm)
+                hooks.callback(norm.register_forward_hook(_pass_by).remove)
+            decoder = getattr(self.model, "base_model", self.model)
+            made = self._run(decoder, tokens, output_hidden_states=True)
+            record: tuple[Tensor, ...] | None = made.hidden_states
+            return record
+
     def _hidden_state_index(self) -> int | None:
         block = _BLOCK.search(self.hookpoint.module_path)
         if block is None:
             return None
         return int(block[1]) + (self.hookpoint.side == "output")
+
+
+def _pass_by(_: nn.Module, given: tuple[Any, ...], __: object) -> object:
+    return given[0]
 
 
 def _checked(activations: object, place: Hookpoint, tokens: Tensor) -> Tensor:
@@ -175,77 +215,5 @@ def _checked(activations: object, place: Hookpoint, tokens: Tensor) -> Tensor:
             f"{where} has shape {list(activations.shape)}, the SAE needs "
             f"{list(expected)} (context, position, d_in): choose another hook_name"
         )
-    return activations.reshape(-1, place.width)
-
-
-def load_model(
-    spec: ModelSpec,
-    hookpoint: Hookpoint,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    target: Hookpoint | None = None,
-) -> HookedModel:
-    """Load a model from its local folder; nothing is downloaded, no remote code is run.
-
-    Raises
-    ------
-    BadModel
-        The folder is missing or torn, weights are absent or not finite, or the hookpoint
-        is not in the model.
-    """
-    path = spec.path
-    if path is None or not os.path.isdir(path):  # noqa: PTH112 - one call, no Path needed
-        raise BadModel(f"model folder {path!r} is not there: was it moved or deleted?")
-    with quiet_transformers():
-        try:
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise BadModel(
-                f"model {path} cannot be loaded by transformers "
-                f"{transformers.__version__}: {_first_line(error)}. Save it again with "
-                "model.save_pretrained(folder)"
-            ) from error
-    _refuse_absent(path, report)
-    _refuse_non_finite(path, model)
-    return HookedModel(model.to(device), hookpoint, target)
-
-
-def _refuse_absent(path: str, report: dict[str, Any]) -> None:
-    absent = sorted(str(name) for name in report.get("missing_keys") or ())
-    if absent:
-        raise BadModel(
-            f"model {path} lacks {len(absent)} weights ({', '.join(absent[:_SHOWN])}), "
-            "which transformers would fill with random numbers: copy the model again"
-        )
-
-
-def _refuse_non_finite(path: str, model: nn.Module) -> None:
-    for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise BadModel(
-                f"model {path} has numbers that are not finite in {name}: copy it again, "
-                "or load it in the dtype that it was saved in"
-            )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and notices for a while."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    rows = activations.reshape(-1, place.width)
+    return rows - rows.mean(dim=1, keepdim=True) if place.centred else rows

@@ -1,21 +1,22 @@
 """Where in the model an SAE reads: TransformerLens names and module paths, resolved.
 
-One table per family of models says which modules a decoder layer has and how wide their
-input and output are, and which of them a TransformerLens hook name means. A hook that has
-no module boundary in the `transformers` model (``ln2.hook_normalized``) is not in it.
+One table per family of models (:mod:`extraction_kit.trainings.families`) says which modules a
+layer has and how wide their input and output are, and which of them a TransformerLens hook
+name means. Of other models, a module path is taken as it is.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from extraction_kit.errors import BadModel
+from extraction_kit.trainings.families import FAMILIES, RESIDUAL_HOOKS, Family
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hookpoint:
-    """One place in a loaded causal language model."""
+    """One place in a loaded language model."""
 
     hook_name: str
     """The name as it was given."""
@@ -27,136 +28,30 @@ class Hookpoint:
     """Index of the decoder layer; None outside the layers."""
     width: int
     """Last dimension of the tensor found there."""
+    centred: bool = False
+    """Whether the mean over the last dimension is taken away: what the SAE of a model with
+    centred writing weights was trained on."""
+
+    @property
+    def place(self) -> list[str]:
+        """What identifies it."""
+        return [self.module_path, self.side, *(["centred"] if self.centred else [])]
+
+    def __str__(self) -> str:
+        """Return what the name was resolved to."""
+        centred = ", its mean taken away" if self.centred else ""
+        return (
+            f"{self.hook_name} = {self.side} of {self.module_path}{centred}, "
+            f"{self.width} wide"
+        )
 
 
-@dataclass(frozen=True)
-class _Family:
-    base: str  # attribute of the causal LM that holds the decoder
-    layers: str  # attribute of the decoder that lists its layers
-    modules: Mapping[str, tuple[str | None, str | None]]  # -> widths of (input, output)
-    outside: Mapping[str, tuple[str | None, str | None]]  # the same, beside the layers
-    hooks: Mapping[str, tuple[str, str]]  # TransformerLens suffix -> (module, side)
-
-
-# Widths are named: "hidden", "mlp" (intermediate), "heads" (heads x head_dim), "kv",
-# "qkv" (all three joined). None: that side is not a plain tensor argument.
-_RESIDUAL = ("hidden", "hidden")
-_LLAMA = _Family(
-    base="model",
-    layers="layers",
-    modules={
-        "": _RESIDUAL,
-        "input_layernorm": _RESIDUAL,
-        "self_attn": (None, "hidden"),
-        "self_attn.q_proj": ("hidden", "heads"),
-        "self_attn.k_proj": ("hidden", "kv"),
-        "self_attn.v_proj": ("hidden", "kv"),
-        "self_attn.o_proj": ("heads", "hidden"),
-        "post_attention_layernorm": _RESIDUAL,
-        "mlp": _RESIDUAL,
-        "mlp.gate_proj": ("hidden", "mlp"),
-        "mlp.up_proj": ("hidden", "mlp"),
-        "mlp.down_proj": ("mlp", "hidden"),
-    },
-    outside={"embed_tokens": (None, "hidden"), "norm": _RESIDUAL},
-    hooks={
-        "hook_resid_pre": ("", "input"),
-        "hook_resid_mid": ("post_attention_layernorm", "input"),
-        "hook_resid_post": ("", "output"),
-        "hook_attn_out": ("self_attn", "output"),
-        "attn.hook_z": ("self_attn.o_proj", "input"),
-        "hook_mlp_in": ("post_attention_layernorm", "input"),
-        "mlp.hook_in": ("post_attention_layernorm", "output"),
-        "mlp.hook_post": ("mlp.down_proj", "input"),
-        "hook_mlp_out": ("mlp", "output"),
-    },
-)
-_GEMMA = _Family(  # a further norm after attention and MLP, before the residual addition
-    base="model",
-    layers="layers",
-    modules={
-        **_LLAMA.modules,
-        "pre_feedforward_layernorm": _RESIDUAL,
-        "post_feedforward_layernorm": _RESIDUAL,
-    },
-    outside=_LLAMA.outside,
-    hooks={
-        **_LLAMA.hooks,
-        "hook_resid_mid": ("pre_feedforward_layernorm", "input"),
-        "hook_attn_out": ("post_attention_layernorm", "output"),
-        "hook_mlp_in": ("pre_feedforward_layernorm", "input"),
-        "mlp.hook_in": ("pre_feedforward_layernorm", "output"),
-        "hook_mlp_out": ("post_feedforward_layernorm", "output"),
-    },
-)
-_GPT2 = _Family(
-    base="transformer",
-    layers="h",
-    modules={
-        "": _RESIDUAL,
-        "ln_1": _RESIDUAL,
-        "attn": (None, "hidden"),
-        "attn.c_attn": ("hidden", "qkv"),
-        "attn.c_proj": ("heads", "hidden"),
-        "ln_2": _RESIDUAL,
-        "mlp": _RESIDUAL,
-        "mlp.c_fc": ("hidden", "mlp"),
-        "mlp.c_proj": ("mlp", "hidden"),
-    },
-    outside={"wte": (None, "hidden"), "ln_f": _RESIDUAL},
-    hooks={
-        "hook_resid_pre": ("", "input"),
-        "hook_resid_mid": ("ln_2", "input"),
-        "hook_resid_post": ("", "output"),
-        "hook_attn_out": ("attn", "output"),
-        "attn.hook_z": ("attn.c_proj", "input"),
-        "hook_mlp_in": ("ln_2", "input"),
-        "mlp.hook_in": ("ln_2", "output"),
-        "mlp.hook_post": ("mlp.c_proj", "input"),
-        "hook_mlp_out": ("mlp", "output"),
-    },
-)
-_NEOX = _Family(
-    base="gpt_neox",
-    layers="layers",
-    modules={
-        "": _RESIDUAL,
-        "input_layernorm": _RESIDUAL,
-        "attention": (None, "hidden"),
-        "attention.query_key_value": ("hidden", "qkv"),
-        "attention.dense": ("heads", "hidden"),
-        "post_attention_layernorm": _RESIDUAL,
-        "mlp": _RESIDUAL,
-        "mlp.dense_h_to_4h": ("hidden", "mlp"),
-        "mlp.dense_4h_to_h": ("mlp", "hidden"),
-    },
-    outside={"embed_in": (None, "hidden"), "final_layer_norm": _RESIDUAL},
-    hooks={
-        "hook_resid_pre": ("", "input"),
-        "hook_resid_mid": ("post_attention_layernorm", "input"),
-        "hook_resid_post": ("", "output"),
-        "hook_attn_out": ("attention", "output"),
-        "attn.hook_z": ("attention.dense", "input"),
-        "hook_mlp_in": ("post_attention_layernorm", "input"),
-        "mlp.hook_in": ("post_attention_layernorm", "output"),
-        "mlp.hook_post": ("mlp.dense_4h_to_h", "input"),
-        "hook_mlp_out": ("mlp", "output"),
-    },
-)
-FAMILIES: Mapping[str, _Family] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
-    "gpt2": _GPT2,
-    "gpt_neox": _NEOX,
-}
 _SIDES = ("input", "output")
 
 
-def resolve_hookpoint(hook_name: str, config: Mapping[str, Any]) -> Hookpoint:
+def resolve_hookpoint(
+    hook_name: str, config: Mapping[str, Any], *, d_in: int | None = None
+) -> Hookpoint:
     """Return the place that a hook name means in a model.
 
     Parameters
@@ -167,6 +62,9 @@ def resolve_hookpoint(hook_name: str, config: Mapping[str, Any]) -> Hookpoint:
         output; ``.input`` or ``.output`` may follow.
     config : mapping
         The model's ``config.json``.
+    d_in : int, optional
+        Width that a module of a model without a table is taken to have; the first
+        activations are checked against it.
 
     Raises
     ------
@@ -177,10 +75,7 @@ def resolve_hookpoint(hook_name: str, config: Mapping[str, Any]) -> Hookpoint:
     model_type = config.get("model_type")
     family = FAMILIES.get(str(model_type))
     if family is None:
-        raise BadModel(
-            f"hookpoints of model_type={model_type!r} are not known: "
-            f"{', '.join(sorted(FAMILIES))} are supported"
-        )
+        return _of_other_model(hook_name, model_type, d_in)
     if not isinstance(hook_name, str):
         raise BadModel(f"hook_name={hook_name!r}: {_examples(family, config)}")
     layer: int | None
@@ -205,14 +100,70 @@ def resolve_hookpoint(hook_name: str, config: Mapping[str, Any]) -> Hookpoint:
     )
 
 
+def with_centred_writing(hookpoint: Hookpoint, config: Mapping[str, Any]) -> Hookpoint:
+    """Return the place as it is in a model with TransformerLens's centred writing weights.
+
+    Everything written to the residual stream then has mean 0, so the stream is what the
+    model itself has, less its mean; LayerNorm takes the mean away anyhow, so that nothing
+    behind a norm changes. TransformerLens leaves models with RMSNorm as they are.
+
+    Raises
+    ------
+    BadModel
+        The model's family is not known, or is an encoder.
+    """
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or family.encoder is not None:
+        raise BadModel(
+            "the SAE was trained with center_writing_weights=True of TransformerLens, "
+            f"which for model_type={config.get('model_type')!r} is not known here: choose "
+            "an SAE trained on the unprocessed model"
+        )
+    module = hookpoint.module_path.removeprefix(f"{family.base}.")
+    if hookpoint.layer is None:  # the embedding, or what enters the final norm
+        written = (module, hookpoint.side) != (family.norm, "output")
+    else:
+        module = module.removeprefix(f"{family.layers}.{hookpoint.layer}").lstrip(".")
+        stream = {family.hooks[name] for name in RESIDUAL_HOOKS}
+        written = (module, hookpoint.side) in stream
+    return replace(hookpoint, centred=family.centred and written)
+
+
+def hook_suffix(hookpoint: Hookpoint, config: Mapping[str, Any]) -> str | None:
+    """Return the TransformerLens name of a place within its layer, if it has one."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or hookpoint.layer is None:
+        return None
+    for name in family.hooks:
+        place = resolve_hookpoint(f"blocks.{hookpoint.layer}.{name}", config)
+        if (place.module_path, place.side) == (hookpoint.module_path, hookpoint.side):
+            return name
+    return None
+
+
+def _of_other_model(hook_name: str, model_type: object, d_in: int | None) -> Hookpoint:
+    known = f"TransformerLens names are known for {', '.join(sorted(FAMILIES))}"
+    if not isinstance(hook_name, str) or hook_name.startswith("blocks.") or d_in is None:
+        raise BadModel(
+            f"hook_name={hook_name!r}: hookpoints of model_type={model_type!r} are not "
+            f"known ({known}). Pass the path of a module, as model.named_modules() lists "
+            "it, with .input or .output"
+        )
+    path, _, last = hook_name.rpartition(".")
+    side = last if last in _SIDES else "output"
+    module_path = path if last in _SIDES else hook_name
+    return Hookpoint(
+        hook_name=hook_name, module_path=module_path, side=side, layer=None, width=d_in
+    )
+
+
 def _transformer_lens(
-    hook_name: str, family: _Family, config: Mapping[str, Any]
+    hook_name: str, family: Family, config: Mapping[str, Any]
 ) -> tuple[str, str, int]:
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
     if match is None or match[2] not in family.hooks:
         raise BadModel(_unknown(hook_name, family, config))
-    parallel = config.get("use_parallel_residual", True)
-    if family is _NEOX and match[2] == "hook_resid_mid" and parallel:
+    if match[2] == "hook_resid_mid" and _is_parallel(config):
         raise BadModel(
             f"hook_name={hook_name!r}: attention and MLP of this model run in parallel, so "
             "there is no residual stream between them. Use hook_resid_pre or "
@@ -222,17 +173,22 @@ def _transformer_lens(
     return module, side, _layer(int(match[1]), hook_name, config)
 
 
+def _is_parallel(config: Mapping[str, Any]) -> bool:
+    is_neox = config["model_type"] == "gpt_neox"
+    return is_neox and bool(config.get("use_parallel_residual", True))
+
+
 def _module_path(
-    hook_name: str, family: _Family, config: Mapping[str, Any]
+    hook_name: str, family: Family, config: Mapping[str, Any]
 ) -> tuple[str, str, int | None]:
-    path = hook_name.removeprefix(f"{family.base}.")
+    path = hook_name.removeprefix(f"{family.encoder or family.base}.")
     side = "output"
     stem, _, last = path.rpartition(".")
     if last in _SIDES:
         path, side = stem, last
     if path in family.outside:
         return path, side, None
-    match = re.fullmatch(rf"{family.layers}\.(\d+)(?:\.(.+))?", path)
+    match = re.fullmatch(rf"{re.escape(family.layers)}\.(\d+)(?:\.(.+))?", path)
     if match is None or (match[2] or "") not in family.modules:
         raise BadModel(_unknown(hook_name, family, config))
     return match[2] or "", side, _layer(int(match[1]), hook_name, config)
@@ -244,7 +200,7 @@ def _first(config: Mapping[str, Any], *names: str) -> int | None:
 
 
 def _n_layers(config: Mapping[str, Any]) -> int:
-    return _first(config, "num_hidden_layers", "n_layer") or 0
+    return _first(config, "num_hidden_layers", "n_layer", "n_layers") or 0
 
 
 def _layer(layer: int, hook_name: str, config: Mapping[str, Any]) -> int:
@@ -258,29 +214,29 @@ def _layer(layer: int, hook_name: str, config: Mapping[str, Any]) -> int:
 
 
 def _widths(config: Mapping[str, Any]) -> dict[str, int]:
-    hidden = _first(config, "hidden_size", "n_embd") or 0
-    heads = _first(config, "num_attention_heads", "n_head") or 1
+    hidden = _first(config, "hidden_size", "n_embd", "dim") or 0
+    heads = _first(config, "num_attention_heads", "n_head", "n_heads") or 1
     kv_heads = _first(config, "num_key_value_heads") or heads
     head_dim = _first(config, "head_dim") or hidden // heads
     return {
         "hidden": hidden,
-        "mlp": _first(config, "intermediate_size", "n_inner") or 4 * hidden,
+        "mlp": _first(config, "intermediate_size", "n_inner", "hidden_dim") or 4 * hidden,
         "heads": heads * head_dim,
         "kv": kv_heads * head_dim,
         "qkv": 3 * hidden,
     }
 
 
-def _examples(family: _Family, config: Mapping[str, Any]) -> str:
+def _examples(family: Family, config: Mapping[str, Any]) -> str:
     layer = _n_layers(config) // 2
     hooks = [f"blocks.{layer}.{name}" for name in family.hooks]
     return (
         f"Names that work: {', '.join(hooks)}, or a module path such as "
-        f"'{family.base}.{family.layers}.{layer}'"
+        f"'{'.'.join(filter(None, (family.base, family.layers, str(layer))))}'"
     )
 
 
-def _unknown(hook_name: str, family: _Family, config: Mapping[str, Any]) -> str:
+def _unknown(hook_name: str, family: Family, config: Mapping[str, Any]) -> str:
     return (
         f"hook_name={hook_name!r} is not known for {config['model_type']} models. "
         f"{_examples(family, config)}"

@@ -16,7 +16,13 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
 _ADVICE = "save the model again with model.save_pretrained(folder)"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?\Z")
-_FILES = ("config.json", "tokenizer*.json", "special_tokens_map.json")
+_FILES = (
+    "config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_POSITIONS_AFTER_PAD = ("roberta", "xlm-roberta", "camembert")  # the first are never used
 _VOLATILE = ("transformers_version", "_name_or_path")  # say who saved it, not what
 
 
@@ -150,12 +156,19 @@ def _describe(
         path=str(folder),
         revision=revision,
         model_type=model_type,
-        hidden_size=_number(config, ("hidden_size", "n_embd", "d_model"), where),
+        hidden_size=_number(config, ("hidden_size", "n_embd", "d_model", "dim"), where),
         n_layers=_number(config, ("num_hidden_layers", "n_layer", "n_layers"), where),
-        max_context=_optional(config, ("max_position_embeddings", "n_positions", "n_ctx")),
+        max_context=_max_context(config),
         vocab_size=_number(config, ("vocab_size",), where),
         digest=digest,
     )
+
+
+def _max_context(config: Mapping[str, Any]) -> int | None:
+    n = _optional(config, ("max_position_embeddings", "n_positions", "n_ctx"))
+    if n is not None and config.get("model_type") in _POSITIONS_AFTER_PAD:
+        return n - int(config.get("pad_token_id") or 0) - 1
+    return n
 
 
 def _optional(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

@@ -15,6 +15,7 @@ from extraction_kit.trainings.files import read_json
 
 TOKENIZER = "tokenizer.json"
 _ROLES = ("bos", "eos", "pad")
+_OF_ENCODERS = {"bos": "cls", "eos": "sep"}  # what BERT begins and parts texts with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +115,17 @@ def _roles(folder: Path, tokenizer: Tokenizer, special: set[int]) -> dict[str, i
     """Return the ids of BOS, EOS and padding.
 
     A file that names any of them is taken at its word about all (transformers 5 leaves out
-    those that do not exist). GPT-2's tokenizer_config.json on the Hub names none.
+    those that do not exist); CLS and SEP stand in for BOS and EOS that are not there.
+    GPT-2's tokenizer_config.json on the Hub names none.
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         config = _optional_json(folder / name)
-        if any(f"{role}_token" in config for role in _ROLES):
-            return {role: _token_id(config, role, tokenizer) for role in _ROLES}
+        if any(f"{role}_token" in config for role in (*_ROLES, *_OF_ENCODERS.values())):
+            found = {role: _token_id(config, role, tokenizer) for role in _ROLES}
+            for role, theirs in _OF_ENCODERS.items():
+                if found[role] is None:
+                    found[role] = _token_id(config, theirs, tokenizer)
+            return found
     config = _optional_json(folder / "config.json")
     ids = {role: config.get(f"{role}_token_id") for role in _ROLES}
     firsts = {role: i[0] if isinstance(i, list) and i else i for role, i in ids.items()}

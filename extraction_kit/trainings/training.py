@@ -7,7 +7,12 @@ from typing import Any
 
 from extraction_kit.errors import BadModel, BadSae
 from extraction_kit.lifecycle import check_training_id, digest_of
-from extraction_kit.trainings.hookpoints import Hookpoint, resolve_hookpoint
+from extraction_kit.trainings.hookpoints import (
+    Hookpoint,
+    hook_suffix,
+    resolve_hookpoint,
+    with_centred_writing,
+)
 from extraction_kit.trainings.model_folder import (
     ModelSpec,
     describe_model,
@@ -21,8 +26,12 @@ from extraction_kit.trainings.tokenizer_folder import (
     load_tokenizer,
 )
 
-_PROCESSING = ("center_writing_weights", "fold_value_biases")
-# TransformerLens options that change the activations which an SAE was trained on.
+_PROCESSING = {
+    "fold_ln": ("mlp.hook_in",),
+    "fold_value_biases": ("attn.hook_z",),
+    "refactor_factored_attn_matrices": ("attn.hook_z",),
+}
+# Options of TransformerLens and the hooks whose activations each of them changes.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +105,6 @@ def describe_training(
     hookpoint = _hookpoint(sae_spec, model_spec, hook_name)
     _target(sae_spec, model_spec)
     tokenizer_spec = _tokenizer(tokenizer or model_spec.path, model_spec, cache)
-    place = [hookpoint.module_path, hookpoint.side]
     return Training(
         training_id=training_id,
         sae=sae_spec,
@@ -107,7 +115,7 @@ def describe_training(
             {
                 "sae": sae_spec.digest,
                 "model": model_spec.digest,
-                "hookpoint": place,
+                "hookpoint": hookpoint.place,
                 "tokenizer": tokenizer_spec.digest,
             }
         ),
@@ -121,7 +129,8 @@ def _hookpoint(sae: SaeSpec, model: ModelSpec, hook_name: str | None) -> Hookpoi
             f"the SAE {sae.path} does not say where it reads: pass hook_name=, for example "
             "hook_name='blocks.5.hook_resid_post'"
         )
-    hookpoint = resolve_hookpoint(name, read_model_config(Path(model.path)))
+    config = read_model_config(Path(model.path))
+    hookpoint = _processed(resolve_hookpoint(name, config, d_in=sae.d_in), sae, config)
     if hookpoint.width != sae.d_in:
         trained_on = sae.metadata.get("model_name")
         cause = (
@@ -133,7 +142,6 @@ def _hookpoint(sae: SaeSpec, model: ModelSpec, hook_name: str | None) -> Hookpoi
             f"the SAE has d_in={sae.d_in}, but {name!r} of {model.source} is "
             f"{hookpoint.width} wide: {cause} If it is, pass another hook_name="
         )
-    _check_processing(sae)
     return hookpoint
 
 
@@ -158,7 +166,8 @@ def _target(sae: SaeSpec, model: ModelSpec) -> tuple[Hookpoint | None, str | Non
     if sae.hook_name_out is None:
         return None, "the transcoder's files do not say where it writes"
     try:
-        target = resolve_hookpoint(sae.hook_name_out, read_model_config(Path(model.path)))
+        config = read_model_config(Path(model.path))
+        target = _processed(resolve_hookpoint(sae.hook_name_out, config), sae, config)
     except BadModel as error:
         return None, f"where the transcoder writes is not known: {error}"
     d_out = sae.d_out or sae.d_in
@@ -171,15 +180,27 @@ def _target(sae: SaeSpec, model: ModelSpec) -> tuple[Hookpoint | None, str | Non
     return target, None
 
 
-def _check_processing(sae: SaeSpec) -> None:
+def _processed(hookpoint: Hookpoint, sae: SaeSpec, config: Mapping[str, Any]) -> Hookpoint:
+    """Return the place as TransformerLens's processing of the weights leaves it.
+
+    Raises
+    ------
+    BadSae
+        The processing changes these activations in a way that is not computed here.
+    """
     options = sae.metadata.get("model_from_pretrained_kwargs")
-    for name in _PROCESSING:
-        if isinstance(options, Mapping) and options.get(name):
+    if not isinstance(options, Mapping):
+        return hookpoint
+    for name, changed in _PROCESSING.items():
+        if options.get(name) and hook_suffix(hookpoint, config) in (*changed, None):
             raise BadSae(
                 f"the SAE {sae.path} was trained with {name}=True of TransformerLens, "
-                "whose activations differ from the model's own: this is not supported. "
-                "Choose an SAE trained on the unprocessed model"
+                f"whose activations at {hookpoint.hook_name!r} differ from the model's own: "
+                "this is not supported. Choose an SAE trained on the unprocessed model"
             )
+    if options.get("center_writing_weights"):
+        return with_centred_writing(hookpoint, config)
+    return hookpoint
 
 
 def _tokenizer(source: Path | str, model: ModelSpec, cache: Path | None) -> TokenizerSpec:

@@ -25,7 +25,8 @@ from extraction_kit.testing import (
 )
 from extraction_kit.trainings import describe_training
 
-SETTINGS = Settings(threads=1, device="cpu", tile_tokens=48)
+# Transcoders of random weights predict nothing: the preflight would refuse them, rightly.
+SETTINGS = Settings(threads=1, device="cpu", tile_tokens=48, preflight="report")
 CONFIG = ExtractionConfig(context_size=12, top_k=4, window=(3, 2))
 D_IN, D_SAE, K = 16, 48, 6
 HOOK = "blocks.1.hook_resid_post"

@@ -30,10 +30,10 @@ def own_folder(tmp_path):
     return tiny_training(tmp_path).model
 
 
-def hooked(folder, hook_name):
+def hooked(folder, hook_name, **options):
     hookpoint = resolve_hookpoint(hook_name, read_model_config(folder))
     spec = describe_model(folder)
-    return load_model(spec, hookpoint, device=CPU, dtype=torch.float32)
+    return load_model(spec, hookpoint, device=CPU, dtype=torch.float32, **options)
 
 
 def states(folder):
@@ -58,12 +58,12 @@ def test_the_last_layer_is_captured_before_the_final_norm(folder):
     captured = model(TOKENS)
     normed = model.model.model.norm(captured)
     torch.testing.assert_close(normed, states(folder)[-1].reshape(12, -1))
-    assert model.check_hookpoint(TOKENS[:1]) is None
+    assert model.check_hookpoint(TOKENS[:1]) is True
 
 
 @torch.inference_mode()
 def test_nothing_above_the_hookpoint_is_executed(folder):
-    model = hooked(folder, "blocks.1.hook_resid_post")
+    model = hooked(folder, "blocks.1.hook_resid_post", whole=True)
     called = []
     for name, module in model.model.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: called.append(name))

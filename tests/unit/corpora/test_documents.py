@@ -39,8 +39,10 @@ class Dataset:
     def __len__(self):
         return len(self._rows)
 
-    def __iter__(self):
-        return iter(self._rows)
+    def iter(self, batch_size):
+        for at in range(0, len(self), batch_size):
+            rows = self._rows[at : at + batch_size]
+            yield {name: [row[name] for row in rows] for name in self.column_names}
 
     def select_columns(self, names):
         return Dataset([{name: row[name] for name in names} for row in self._rows])

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from extraction_kit.config import ExtractionConfig
-from extraction_kit.corpora import Corpus, preparation, prepare, progress_bar
+from extraction_kit.corpora import Corpus, prepare, progress_bar, tokenising
 from extraction_kit.errors import BadConfig, BadCorpus, WorkspaceUnusable
 
 
@@ -32,14 +32,14 @@ def contexts_of(corpus):
 def tokenised(monkeypatch):
     """How many texts were tokenised so far."""
     count = []
-    real = preparation._batches
+    real = tokenising.batched
 
     def batches(documents):
         for batch in real(documents):
             count.extend(batch)
             yield batch
 
-    monkeypatch.setattr(preparation, "_batches", batches)
+    monkeypatch.setattr(tokenising, "batched", batches)
     return count
 
 
@@ -243,7 +243,7 @@ def test_a_bar_is_drawn_only_for_what_takes_long(make, topics, capsys):
 
 
 def test_nothing_is_kept_in_memory_beyond_a_batch(topics):
-    batches = preparation._batches(iter(topics * 1000))
+    batches = tokenising.batched(iter(topics * 1000))
     sizes = [(len(batch), sum(map(len, batch))) for batch in batches]
     assert max(n for n, _ in sizes) <= 256
     longest = max(map(len, topics))

@@ -83,3 +83,12 @@ def test_the_digest_covers_the_file_and_the_roles(write_tokenizer, tmp_path):
     words = describe_tokenizer(write_tokenizer(tmp_path / "d", words=("a", "b"))).digest
     assert first == same
     assert len({first, roles, words}) == 3
+
+
+def test_cls_and_sep_of_an_encoder_stand_in_for_bos_and_eos(tmp_path):
+    words = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3}
+    Tokenizer(models.WordLevel(words, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    roles = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(roles))
+    spec = describe_tokenizer(tmp_path)
+    assert (spec.bos_id, spec.eos_id, spec.pad_id) == (1, 2, 0)

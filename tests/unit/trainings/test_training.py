@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from extraction_kit.errors import BadModel, BadSae, BadTrainingId
 from extraction_kit.trainings import Training, describe_training
@@ -83,13 +85,80 @@ def test_an_sae_without_a_hook_name_needs_one(describe, tmp_path):
     assert training.hookpoint.layer == 0
 
 
-def test_an_sae_trained_on_a_processed_model_is_refused(describe):
-    metadata = {
-        "hook_name": "blocks.1.hook_resid_pre",
-        "model_from_pretrained_kwargs": {"center_writing_weights": True},
+def processed(option, hook_name):
+    return {
+        "metadata": {
+            "hook_name": hook_name,
+            "model_from_pretrained_kwargs": {option: True},
+        }
     }
-    with pytest.raises(BadSae, match="center_writing_weights"):
-        describe(sae={"metadata": metadata})
+
+
+@pytest.mark.parametrize(
+    ("option", "hook"),
+    [
+        ("fold_value_biases", "attn.hook_z"),
+        ("refactor_factored_attn_matrices", "attn.hook_z"),
+        ("fold_ln", "mlp.hook_in"),
+    ],
+)
+def test_processing_that_changes_what_the_sae_read_is_refused(describe, option, hook):
+    with pytest.raises(BadSae, match=f"{option}=True.*{hook}"):
+        describe(sae=processed(option, f"blocks.1.{hook}"))
+
+
+@pytest.mark.parametrize(
+    "option", ["fold_value_biases", "refactor_factored_attn_matrices", "fold_ln"]
+)
+def test_processing_that_leaves_the_residual_stream_alone_is_accepted(
+    describe, option, tmp_path
+):
+    plain = describe()
+    found = describe_training(
+        "t",
+        sae=_with_options(tmp_path / "sae", option),
+        model=tmp_path / "model",
+    )
+    assert found.hookpoint == plain.hookpoint
+
+
+def test_centred_writing_weights_are_another_hookpoint(
+    tmp_path, write_sae, write_tokenizer
+):
+    model = write_tokenizer(tmp_path / "gpt2")
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2,
+              "n_positions": 64, "vocab_size": 6}  # fmt: skip
+    (model / "config.json").write_text(json.dumps(config))
+    save_file({"wte.weight": np.zeros((6, 8), np.float32)}, model / "model.safetensors")
+    sae = write_sae()
+    plain = describe_training("t", sae=sae, model=model)
+    _with_options(sae, "center_writing_weights")
+    centred = describe_training("t", sae=sae, model=model)
+    assert not plain.hookpoint.centred
+    assert centred.hookpoint.centred
+    assert centred.digest != plain.digest
+    assert str(centred.hookpoint) == (
+        "blocks.1.hook_resid_post = output of transformer.h.1, its mean taken away, 8 wide"
+    )
+    assert Training.from_dict(centred.to_dict()) == centred
+
+
+def test_centring_changes_nothing_in_a_model_with_rmsnorm(describe, tmp_path):
+    describe()
+    found = describe_training(
+        "t",
+        sae=_with_options(tmp_path / "sae", "center_writing_weights"),
+        model=tmp_path / "model",
+    )
+    assert not found.hookpoint.centred
+
+
+def _with_options(folder, option):
+    path = folder / "cfg.json"
+    config = json.loads(path.read_text())
+    config["metadata"]["model_from_pretrained_kwargs"] = {option: True}
+    path.write_text(json.dumps(config))
+    return folder
 
 
 def test_a_tokenizer_of_another_model_is_refused(describe, write_tokenizer, tmp_path):
