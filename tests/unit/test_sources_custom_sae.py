@@ -15,6 +15,7 @@ from extraction_kit.extraction import extract
 from extraction_kit.paths import Paths
 from extraction_kit.results import result_digest
 from extraction_kit.sources import custom_sae, load_sae
+from extraction_kit.sources.preflight import DOUBTFUL_FVU
 from extraction_kit.testing import random_sae_weights, save_sae, tiny_training
 from extraction_kit.trainings import describe_sae, describe_training
 
@@ -80,34 +81,47 @@ def importable(tmp_path):
     return allow
 
 
-def test_it_gives_the_result_of_the_same_sae_in_a_known_format(
-    write, importable, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(custom_sae, "ROWS_AT_ONCE", 7 * D_SAE)
+@pytest.fixture
+def extracted(importable, tmp_path):
+    """Extract with an SAE on a tiny model."""
     tiny = tiny_training(tmp_path / "tiny", n_documents=10)
     config = ExtractionConfig(context_size=12, top_k=4, window=(3, 2))
-    settings = Settings(threads=1, device="cpu", tile_tokens=48)
-    known = {"architecture": "standard", "d_in": D_IN, "d_sae": D_SAE}
-    saes = [
-        write(),
-        save_sae(tmp_path / "known", known, random_sae_weights(known, seed=5)),
-    ]
-    found = []
-    for sae in saes:
+
+    def run(sae, **options):
+        settings = Settings(threads=1, device="cpu", tile_tokens=48, **options)
         training = describe_training("t", sae=sae, model=tiny.model, hook_name=HOOK)
         importable()
         paths = Paths.of(tmp_path / "workspace", settings)
         corpus = prepare(
             tiny.corpus, tokenizer=training.tokenizer, config=config, paths=paths
         )
-        found.append(extract(training, corpus, config=config, settings=settings))
-    own, same = found
+        return extract(training, corpus, config=config, settings=settings)
+
+    return run
+
+
+def test_it_gives_the_result_of_the_same_sae_in_a_known_format(
+    write, extracted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(custom_sae, "ROWS_AT_ONCE", 7 * D_SAE)
+    known = {"architecture": "standard", "d_in": D_IN, "d_sae": D_SAE}
+    own = extracted(write())
+    same = extracted(
+        save_sae(tmp_path / "known", known, random_sae_weights(known, seed=5))
+    )
     assert own.features["n_active"].sum() > 100
     np.testing.assert_array_equal(own.features["n_active"], same.features["n_active"])
     np.testing.assert_allclose(own.features["max_act"], same.features["max_act"], rtol=1e-5)
     assert own.summary["fvu"] == pytest.approx(same.summary["fvu"], rel=1e-5)
     assert "decoder_norm" not in own.features
     assert len(result_digest(own)) == 64
+
+
+def test_a_doubtful_one_is_not_tried_with_other_readings_of_its_weights(write, extracted):
+    found = extracted(write(scale=" * 3"), preflight="report").provenance["preflight"]
+    assert found["fvu"] > DOUBTFUL_FVU
+    assert found["tried"]
+    assert not [cause for cause in found["tried"] if "norms" in cause or "bias" in cause]
 
 
 def test_the_source_of_its_module_is_part_of_the_digest(write):
