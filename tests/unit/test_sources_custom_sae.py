@@ -106,9 +106,7 @@ def test_it_gives_the_result_of_the_same_sae_in_a_known_format(
     monkeypatch.setattr(custom_sae, "ROWS_AT_ONCE", 7 * D_SAE)
     known = {"architecture": "standard", "d_in": D_IN, "d_sae": D_SAE}
     own = extracted(write())
-    same = extracted(
-        save_sae(tmp_path / "known", known, random_sae_weights(known, seed=5))
-    )
+    same = extracted(save_sae(tmp_path / "known", known, random_sae_weights(known, seed=5)))
     assert own.features["n_active"].sum() > 100
     np.testing.assert_array_equal(own.features["n_active"], same.features["n_active"])
     np.testing.assert_allclose(own.features["max_act"], same.features["max_act"], rtol=1e-5)

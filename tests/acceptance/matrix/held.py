@@ -30,7 +30,7 @@ from extraction_kit import (
     worker,
 )
 from extraction_kit.catalog import publish
-from extraction_kit.extraction import _Extraction
+from extraction_kit.extraction.engine import _Extraction
 from extraction_kit.ledger import records
 from extraction_kit.lifecycle import Move
 from extraction_kit.workbench import Workbench

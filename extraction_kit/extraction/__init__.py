@@ -1,0 +1,9 @@
+"""The computation: contexts through the model and the SAE into the statistics, once.
+
+Knows neither ledger nor queue; imported by a worker only after its claim.
+"""
+
+from extraction_kit.extraction.engine import StopAfterCheckpoint, extract
+from extraction_kit.extraction.progress import OnProgress, Progress
+
+__all__ = ["OnProgress", "Progress", "StopAfterCheckpoint", "extract"]

@@ -1,0 +1,355 @@
+"""The loop: contexts through the model and the SAE into the statistics, once.
+
+Knows neither ledger nor queue. Every batch has the same shape (the compute tile; the last
+one is padded), so that the result does not depend on where the work was interrupted.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from extraction_kit.checkpoints import Checkpoint, best, save
+from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
+from extraction_kit.corpora import Corpus
+from extraction_kit.errors import BadCorpus, CheckpointUnusable
+from extraction_kit.extraction.progress import OnProgress, Progress, Rate
+from extraction_kit.extraction.rig import Rig, Tile
+from extraction_kit.results import ExtractionResult
+from extraction_kit.sources.devices import cpu_threads, peak_rss_bytes
+from extraction_kit.stats import Collection
+from extraction_kit.trainings import Training
+from extraction_kit.version import __version__
+
+LIVE_EVERY_S = 1.0
+"""Seconds between two refreshes of the live figures that need a look at the statistics."""
+
+
+class StopAfterCheckpoint(BaseException):
+    """Raised by ``on_progress``: save a checkpoint, then stop by letting this through."""
+
+
+def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
+    training: Training,
+    corpus: Corpus,
+    *,
+    config: ExtractionConfig,
+    settings: Settings,
+    content_key: str = "",
+    checkpoints: Path | None = None,
+    resume_from: Path | None = None,
+    on_progress: OnProgress | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> ExtractionResult:
+    """Measure every feature of a training's SAE on a corpus.
+
+    Parameters
+    ----------
+    training : Training
+        The SAE, its model and the hookpoint.
+    corpus : Corpus
+        Prepared with the same `config` and tokenizer.
+    config : ExtractionConfig
+        What is computed.
+    settings : Settings
+        Device, threads, compute tile and time between checkpoints.
+    content_key : str
+        Identity of the computation; a checkpoint with another one is refused.
+    checkpoints : Path, optional
+        Folder of this attempt's checkpoints; None saves none.
+    resume_from : Path, optional
+        Folder with the checkpoints of all attempts; continues from the best, else starts
+        from the beginning.
+    on_progress : callable, optional
+        Called with a `Progress` at each phase and after each batch. What it raises stops
+        the extraction at once and nothing more is written; `StopAfterCheckpoint` stops it
+        after a checkpoint.
+    clock : callable
+        Seconds that only go up.
+
+    Raises
+    ------
+    BadModel, BadSae, BadCorpus
+        A part cannot be used, or they do not belong together.
+    BadSettings
+        The device is not there, or the compute tile does not fit into its memory.
+    CheckpointUnusable
+        The checkpoint was made for something else, or under other numerics.
+    WorkspaceUnusable
+        A checkpoint cannot be written.
+    """
+    tell = on_progress or _tell_nobody
+    with cpu_threads(settings.threads) as threads, torch.inference_mode():
+        rig = Rig(
+            training,
+            corpus,
+            config=config,
+            settings=settings,
+            threads=threads,
+            tell=lambda phase: tell(Progress(phase=phase, n_tokens=corpus.n_tokens)),
+        )
+        job = _Extraction(
+            rig=rig,
+            statistics=rig.new_statistics(),
+            content_key=content_key,
+            folder=checkpoints,
+            tell=tell,
+            clock=clock,
+        )
+        if resume_from is not None:
+            job.resume(resume_from)
+        job.run()
+        return job.result()
+
+
+def _tell_nobody(_: Progress) -> None:
+    pass
+
+
+@dataclass(kw_only=True)
+class _Extraction:
+    """One call of `extract`: its cursor, its statistics and its clock."""
+
+    rig: Rig
+    statistics: Collection
+    content_key: str
+    folder: Path | None
+    tell: OnProgress
+    clock: Callable[[], float]
+    n_contexts_done: int = 0
+    n_tokens_done: int = 0
+    earlier_s: float = 0.0  # computing of the attempts before this one
+    saved_contexts: int = 0
+    saved_tokens: int | None = None
+    resumed_from: int | None = None
+    rate: Rate = field(default_factory=Rate)
+    live: dict[str, Any] = field(default_factory=dict)
+
+    # --- before the first batch ---
+
+    def resume(self, run_folder: Path) -> None:
+        """Continue from the best checkpoint below `run_folder`, if there is one.
+
+        Raises
+        ------
+        CheckpointUnusable
+            It was made for something else, or under other numerics.
+        """
+        checkpoint = best(run_folder)
+        if checkpoint is None:
+            return
+        self._phase("resuming")
+        meta = checkpoint.meta
+        self._refuse_foreign(checkpoint)
+        arrays = checkpoint.load()
+        try:
+            self.statistics.load_state_dict(
+                {name: torch.from_numpy(array) for name, array in arrays.items()}
+            )
+        except (KeyError, ValueError) as error:
+            raise CheckpointUnusable(
+                f"checkpoint {checkpoint.path} does not fit this extraction ({error}): "
+                f"delete {run_folder} to start from the beginning"
+            ) from error
+        self.n_contexts_done = self.saved_contexts = int(meta["n_contexts_done"])
+        self.n_tokens_done = self.saved_tokens = int(meta["n_tokens_done"])
+        self.earlier_s = float(meta["elapsed_s"])
+        self.resumed_from = self.n_tokens_done
+
+    def _refuse_foreign(self, checkpoint: Checkpoint) -> None:
+        theirs = {
+            "content_key": checkpoint.meta.get("content_key"),
+            "corpus": checkpoint.meta.get("corpus_digest"),
+            **(checkpoint.meta.get("fingerprint") or {}),
+        }
+        ours = {
+            "content_key": self.content_key,
+            "corpus": self.rig.corpus.digest,
+            **self.rig.fingerprint,
+        }
+        differing = [
+            f"{name}: {theirs.get(name)!r} then, {ours.get(name)!r} now"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name)
+        ]
+        if differing:
+            raise CheckpointUnusable(
+                f"checkpoint {checkpoint.path} was made under other conditions "
+                f"({'; '.join(differing)}): continuing would change the numbers. Resume "
+                "where they are the same (Settings threads, device and tile_tokens, the "
+                f"same torch), or delete {checkpoint.path.parent.parent} to start from the "
+                "beginning"
+            )
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Measure the contexts that are left."""
+        self.started = self.last_save = self.clock()
+        self.rate.note(self.started, self.n_tokens_done)
+        self._phase("extracting")
+        try:
+            while self.n_contexts_done < self.rig.corpus.n_contexts:
+                with self.rig.memory_errors():
+                    self._batch()
+                self._refresh_live()
+                if self.clock() - self.last_save >= self.rig.settings.checkpoint_every_s:
+                    self._save()
+                self.tell(self._progress("extracting"))
+        except StopAfterCheckpoint:
+            if self.n_contexts_done > self.saved_contexts:
+                self._save()
+            raise
+        if self.n_contexts_done > self.saved_contexts:
+            self._save()  # from here to the published result nothing is computed twice
+        if self.n_tokens_done != self.rig.corpus.n_tokens:
+            raise BadCorpus(
+                f"corpus {self.rig.corpus.path} says it has {self.rig.corpus.n_tokens} valid "
+                f"tokens, {self.n_tokens_done} were found: it is damaged, delete that "
+                "folder and prepare it again"
+            )
+
+    def _batch(self) -> None:
+        tile = self.rig.read(self.n_contexts_done)
+        self._measure(tile)
+        self.n_contexts_done += len(tile.batch)
+        self.n_tokens_done += int(tile.batch.valid.sum())
+
+    def _measure(self, tile: Tile) -> None:
+        sae, x = self.rig.sae, tile.x
+        normal = sae.normalize(x)
+        x_hat, n_active = sae.baseline(x), 0
+        for active in sae.encode(normal.x, tile.contexts):
+            x_hat = x_hat + sae.decode(active, n_rows=x.shape[0])
+            n_active += active.n_active
+            self.statistics.update(active.to(self.statistics.device))
+        x_hat = normal.undo(x_hat)
+        wanted = x if tile.target is None else tile.target
+        valid = torch.nonzero(tile.contexts.valid.reshape(-1)).squeeze(1)
+        self.statistics.update_quality(
+            wanted[valid], x_hat[valid] if self.rig.compares else None, n_active=n_active
+        )
+        if not self.statistics.quality.finite:
+            self.rig.refuse_non_finite(wanted, x_hat, tile)
+
+    # --- telling and saving ---
+
+    def _phase(self, phase: str) -> None:
+        self.tell(self._progress(phase))
+
+    def _progress(self, phase: str) -> Progress:
+        return Progress(
+            phase=phase,
+            n_tokens=self.rig.corpus.n_tokens,
+            n_tokens_done=self.n_tokens_done,
+            n_contexts_done=self.n_contexts_done,
+            checkpoint_tokens=self.saved_tokens,
+            l0=self.live.get("l0"),
+            fvu=self.live.get("fvu"),
+            n_dead=self.live.get("n_dead"),
+            tokens_per_s=self.rate.tokens_per_s,
+        )
+
+    def _refresh_live(self) -> None:
+        now = self.clock()
+        self.rate.note(now, self.n_tokens_done)
+        if now - self.live.get("at", -LIVE_EVERY_S) >= LIVE_EVERY_S:
+            quality = self.statistics.quality.compute()
+            self.live.update(
+                at=now,
+                l0=quality["l0"],
+                fvu=quality["fvu"],
+                n_dead=self.statistics.n_dead(),
+            )
+
+    def _elapsed_s(self) -> float:
+        return self.earlier_s + self.clock() - self.started
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        state = self.statistics.state_dict()
+        meta = {
+            "n_contexts_done": self.n_contexts_done,
+            "n_tokens_done": self.n_tokens_done,
+            "content_key": self.content_key,
+            "corpus_digest": self.rig.corpus.digest,
+            "fingerprint": self.rig.fingerprint,
+            "elapsed_s": self._elapsed_s(),
+        }
+        arrays = {name: tensor.cpu().numpy() for name, tensor in state.items()}
+        save(self.folder, arrays, meta)
+        self.saved_contexts, self.saved_tokens = self.n_contexts_done, self.n_tokens_done
+        self.last_save = self.clock()
+
+    # --- after the last batch ---
+
+    def result(self) -> ExtractionResult:
+        """Return what was measured."""
+        self._phase("finishing")
+        elapsed_s = self._elapsed_s()
+        found = self.statistics.compute()
+        quality = found["quality"]
+        features = found["features"] | self.rig.sae.weight_columns
+        summary = {
+            "n_tokens": self.n_tokens_done,
+            "n_tokens_total": self.rig.corpus.n_tokens_total,
+            "n_contexts": self.n_contexts_done,
+            "context_size": self.rig.corpus.context_size,
+            "d_in": self.rig.sae.spec.d_in,
+            "d_sae": self.rig.sae.spec.d_sae,
+            "l0": quality["l0"],
+            "fvu": quality["fvu"],
+            "n_dead": int((features["n_active"] == 0).sum()),
+            "tokens_per_s": self.n_tokens_done / elapsed_s if elapsed_s > 0 else None,
+            "elapsed_s": elapsed_s,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+        return ExtractionResult(
+            features=features,
+            histograms=found["histograms"],
+            examples=found["examples"],
+            summary=summary,
+            provenance=self._provenance(),
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        rig, hookpoint = self.rig, self.rig.training.hookpoint
+        return {
+            "fingerprint": rig.fingerprint,
+            "versions": {
+                "extraction_kit": __version__,
+                "statistics_format": STATISTICS_FORMAT,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "numpy": np.__version__,
+            },
+            "units": {
+                "activation": "as the SAE's encoder gives it, not scaled by decoder norms",
+                "density": "share of valid tokens with activation above 0",
+            },
+            "masks": dict(rig.corpus.masks),
+            "corpus_digest": rig.corpus.digest,
+            "content_key": self.content_key,
+            "training_digest": rig.training.digest,
+            "hookpoint": {
+                "hook_name": hookpoint.hook_name,
+                "module_path": hookpoint.module_path,
+                "side": hookpoint.side,
+                "resolved": str(hookpoint),
+                "equals_hidden_state": rig.equals_hidden_state,
+            },
+            "preflight": rig.preflight.to_dict(),
+            "reconstruction": {
+                "compared_with": rig.compared_at.hook_name if rig.compares else None,
+                "not_compared_because": rig.not_compared_because,
+            },
+            "resumed_from_tokens": self.resumed_from,
+        }
