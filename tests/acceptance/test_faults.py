@@ -13,7 +13,8 @@ from extraction_kit.errors import (
     StillActive,
 )
 from extraction_kit.lifecycle import RunState
-from tests.acceptance.staging import PATIENCE_S, kill, until
+from tests.acceptance.staging import kill
+from tests.waiting import PATIENCE_S, until
 
 
 def assert_resumes_to_the_same_digest(stage, run, undisturbed):

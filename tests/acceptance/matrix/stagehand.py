@@ -21,7 +21,7 @@ from extraction_kit.lifecycle import ENDED, RESTING, RunState
 from extraction_kit.liveness import ProcessIdentity
 from tests.acceptance.matrix.held import CONFIG, environment_of
 from tests.acceptance.matrix.script import Script
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 SETTINGS = Settings(
     beat_s=0.2,
