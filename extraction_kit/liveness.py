@@ -141,9 +141,11 @@ def _state_and_start(stat: str) -> tuple[str, str]:
 
 
 def _threads_of(pid: int) -> Iterator[str]:
-    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with suppress(OSError):
-            yield _state_and_start(path.read_text(encoding="utf-8", errors="replace"))[0]
+    with suppress(OSError):  # the process, or a thread of it, may vanish at any moment
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                stat = (thread / "stat").read_text(encoding="utf-8", errors="replace")
+                yield _state_and_start(stat)[0]
 
 
 def _output_of(*command: str) -> str:

@@ -150,6 +150,7 @@ class Reconciler:
         """Look at every run that is not completed; act where the table says so."""
         with self.store.read() as connection:
             open_runs = records.runs_in(connection, [*ACTIVE, *RESTING])
+        self._forget_checkpoints({run.run_id for run in open_runs})
         if not open_runs:
             return []
         self.observations.load()
@@ -342,6 +343,17 @@ class Reconciler:
             if staged_and_sound(staged):
                 publish(staged, final)
                 return
+
+    # --- what is left over ----------------------------------------------------------------
+
+    def _forget_checkpoints(self, needed: set[str]) -> None:
+        """Remove what a completed run left whose process ended before it could."""
+        for folder in self.paths.checkpoints.glob("*"):
+            if folder.name in needed:
+                continue
+            run = self._read(folder.name)
+            if run is not None and run.state is RunState.COMPLETED:
+                remove_folder(folder)
 
     # --- small things ---------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from extraction_kit import embedded, service, status, widgets
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
-from extraction_kit.errors import WorkerNotStarted
+from extraction_kit.errors import BadConfig, WorkerNotStarted
 from extraction_kit.lifecycle import Answer
 from extraction_kit.paths import find_workspace
 from extraction_kit.repair import Repair, plan, repair
@@ -200,6 +200,7 @@ class Workspace:
         RestsUntilResumed
             Only if `strict`.
         """
+        _check_generation(generation)  # before a corpus is prepared for nothing
         training, config = self.training(training_id), config or ExtractionConfig()
         prepared = self.corpus(
             corpus, training_id=training_id, config=config, text_column=text_column
@@ -341,3 +342,12 @@ launch = _on_default("launch")
 register_training = _on_default("register_training")
 runs = _on_default("runs")
 sql = _on_default("sql")
+
+
+def _check_generation(generation: object) -> None:
+    if generation is None or (type(generation) is int and generation >= 1):
+        return
+    raise BadConfig(
+        f"generation={generation!r}: an integer from 1 is allowed, or None for the run that "
+        "is there. Type generation=2 to compute completed content anew"
+    )

@@ -23,8 +23,8 @@ from rq.registry import StartedJobRegistry
 from extraction_kit.config import Settings
 from extraction_kit.embedded import server_binary
 from extraction_kit.paths import Paths
+from tests.waiting import PATIENCE_S, until
 
-PATIENCE_S = 30.0
 MINUTES_S = 120
 ROOT = Path(__file__).parents[1]
 
@@ -44,17 +44,6 @@ def _note(folder: Path, what: str) -> None:
     line = json.dumps({"what": what, "pid": os.getpid()}) + "\n"
     with (folder / "journal").open("a", encoding="utf-8") as file:
         file.write(line)
-
-
-def until(condition, what, patience_s=PATIENCE_S):
-    """Return the first truthy value of `condition`."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"waited {patience_s:g} s in vain for: {what}"
-        time.sleep(0.01)
 
 
 class PlainRq:

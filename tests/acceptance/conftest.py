@@ -3,7 +3,8 @@
 import pytest
 
 from extraction_kit.lifecycle import RunState
-from tests.acceptance.staging import PATIENCE_S, Stage
+from tests.acceptance.staging import Stage
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture

@@ -2,15 +2,14 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 from extraction_kit import ExtractionConfig, Settings, Workspace
 from extraction_kit.embedded import worker_pid
 from extraction_kit.ledger import events, records
 from extraction_kit.lifecycle import Move, RunState
+from tests.waiting import until
 
-PATIENCE_S = 90.0
 # Small tiles make many batches: a run has a middle in which something can go wrong.
 CONFIG = ExtractionConfig(context_size=32, n_tokens=60_000, top_k=5)
 SETTINGS = Settings(
@@ -24,17 +23,6 @@ SETTINGS = Settings(
     device="cpu",
     min_free_bytes=0,
 )
-
-
-def until(condition, what, patience_s=PATIENCE_S):
-    """Return the first truthy value of `condition`."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"waited {patience_s:g} s in vain for: {what}"
-        time.sleep(0.02)
 
 
 class Stage:

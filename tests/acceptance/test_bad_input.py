@@ -1,6 +1,7 @@
 """What a tired person passes: one clear error at launch, and no half-made run."""
 
 import json
+import re
 import shutil
 import sqlite3
 
@@ -161,6 +162,14 @@ def test_a_context_beyond_the_model_is_refused_with_its_limit(ws, tiny):
 def test_a_generation_that_does_not_follow_is_refused(ws, tiny):
     with pytest.raises(GenerationUnavailable, match="generation=3"):
         ws.launch("tiny", corpus=tiny.corpus, config=CONFIG, generation=3)
+
+
+@pytest.mark.parametrize("bad", ["2", 2.0, True, 0, -1])
+def test_what_is_no_generation_is_refused_as_it_was_typed(ws, tiny, bad):
+    with pytest.raises(
+        BadConfig, match=re.escape(f"generation={bad!r}: an integer from 1")
+    ):
+        ws.launch("tiny", corpus=tiny.corpus, config=CONFIG, generation=bad)
 
 
 def test_a_workspace_that_cannot_be_written_says_what_to_do(tmp_path):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.acceptance.staging import CONFIG, SETTINGS, until
+from tests.acceptance.staging import CONFIG, SETTINGS
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from nbclient.exceptions import DeadKernelError
 
 from extraction_kit import ExtractionConfig, Workspace
 from extraction_kit.lifecycle import RunState
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.demo
 

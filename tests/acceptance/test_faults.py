@@ -13,7 +13,8 @@ from extraction_kit.errors import (
     StillActive,
 )
 from extraction_kit.lifecycle import RunState
-from tests.acceptance.staging import PATIENCE_S, kill, until
+from tests.acceptance.staging import kill
+from tests.waiting import PATIENCE_S, until
 
 
 def assert_resumes_to_the_same_digest(stage, run, undisturbed):
@@ -174,3 +175,15 @@ def test_a_job_that_the_server_forgot_is_sent_again_and_runs_once(stage):
     run.wait(PATIENCE_S)
     assert run.state is RunState.COMPLETED, run.explain()
     assert stage.executions(run) == 1
+
+
+def test_checkpoints_that_a_completed_run_left_are_removed_and_no_others(undisturbed):
+    stage, completed = undisturbed  # as after a kill between completion and tidying up
+    paths = stage.bench.paths
+    left, foreign = paths.checkpoints_of(completed.run_id, 1), paths.checkpoints / "notes"
+    for folder in (left, foreign):
+        folder.mkdir(parents=True)
+    stage.ws.reconcile()
+    assert not left.parent.exists()
+    assert foreign.exists()
+    foreign.rmdir()

@@ -8,7 +8,8 @@ import pytest
 
 from extraction_kit.errors import AlreadyCompleted, TrainingBusy
 from extraction_kit.lifecycle import RunState
-from tests.acceptance.staging import CONFIG, PATIENCE_S, until
+from tests.acceptance.staging import CONFIG
+from tests.waiting import PATIENCE_S, until
 
 
 def test_a_completed_run_is_returned_and_never_run_again(undisturbed):

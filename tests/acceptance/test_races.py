@@ -10,7 +10,8 @@ import pytest
 from extraction_kit.jobqueue import Evidence
 from extraction_kit.lifecycle import RunState
 from tests.acceptance.racers import race
-from tests.acceptance.staging import CONFIG, PATIENCE_S, SETTINGS, Stage, until
+from tests.acceptance.staging import CONFIG, SETTINGS, Stage
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.slow  # some minutes
 N_PROCESSES, N_TIMES = 50, 10

@@ -12,7 +12,8 @@ import pytest
 from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.errors import AlreadyCompleted
 from extraction_kit.lifecycle import RunState
-from tests.acceptance.staging import CONFIG, PATIENCE_S, SETTINGS, Stage, until
+from tests.acceptance.staging import CONFIG, SETTINGS, Stage
+from tests.waiting import PATIENCE_S, until
 
 SHORT = CONFIG.replace(n_tokens=3_000)
 

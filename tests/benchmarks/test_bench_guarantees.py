@@ -31,7 +31,8 @@ from tests.acceptance.matrix.phases import bring_to
 from tests.acceptance.matrix.script import N_BATCHES
 from tests.acceptance.matrix.stagehand import Stagehand
 from tests.acceptance.matrix.zygote import Zygote
-from tests.plain_rq import MINUTES_S, PlainRq, until
+from tests.plain_rq import MINUTES_S, PlainRq
+from tests.waiting import until
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 

@@ -6,7 +6,8 @@ import signal
 import pytest
 from playwright.sync_api import expect
 
-from tests.acceptance.staging import CONFIG, Stage, kill, until
+from tests.acceptance.staging import CONFIG, Stage, kill
+from tests.waiting import until
 
 pytestmark = pytest.mark.browser
 

@@ -15,7 +15,8 @@ import rq
 from rq.exceptions import DuplicateJobError
 from rq.job import JobStatus
 
-from tests.plain_rq import PlainRq, until, work
+from tests.plain_rq import PlainRq, work
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow  # watches RQ, not the kit
 

@@ -1,12 +1,15 @@
 """Signs of life: processes that are gone, beats, observations on a monotonic clock."""
 
+import os
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from extraction_kit import liveness
 from extraction_kit.liveness import (
     Beat,
     BeatFiles,
@@ -35,6 +38,20 @@ def test_a_process_that_ended_is_gone_even_as_a_zombie():
             pass
         assert child.returncode is None
     assert identity.gone() is True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells by /proc")
+def test_a_process_that_vanishes_while_it_is_looked_at_is_gone(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie by now
+        look = liveness._state_and_start
+
+        def look_and_let_it_vanish(stat):
+            child.wait()
+            return look(stat)
+
+        monkeypatch.setattr(liveness, "_state_and_start", look_and_let_it_vanish)
+        assert start_of(child.pid) is None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from extraction_kit.jobqueue import Evidence
 from extraction_kit.lifecycle import CLAIMED, RESTING, RunState
 from tests.acceptance.matrix.phases import UNCLAIMED
 from tests.acceptance.matrix.stagehand import is_running, state_in
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 AWAY_S = 6.0
 """Longer than each timeout of the kit and of RQ that applies here: connect 1 and 2 s, answer

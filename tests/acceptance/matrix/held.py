@@ -25,7 +25,7 @@ from extraction_kit import (
     Workspace,
     atomic,
     jobqueue,
-    service,
+    outbox,
     workbench,
     worker,
 )
@@ -53,7 +53,7 @@ def held_worker(request, script):
 
 def held_launcher(request, script):
     """Launch, and be held between the commit and the queue."""
-    _wrapped(service, "send", before=lambda *_: script.pause("send"))
+    _wrapped(outbox, "send", before=lambda *_: script.pause("send"))
     workspace = Workspace(Path(request["home"]))
     workspace.launch("tiny", corpus=Path(request["corpus"]), config=CONFIG)
 

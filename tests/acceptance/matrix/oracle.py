@@ -7,7 +7,7 @@ from extraction_kit.catalog.publish import verify
 from extraction_kit.errors import AlreadyCompleted
 from extraction_kit.jobqueue import Evidence
 from extraction_kit.lifecycle import Move, RunState, after
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 LETTERS = {
     RunState.COMPLETED: "C",

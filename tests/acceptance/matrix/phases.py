@@ -2,7 +2,7 @@
 
 from extraction_kit.ledger import records
 from extraction_kit.lifecycle import RunState
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 # phase: (place where a process is held, state in the ledger meanwhile)
 PLACES = {

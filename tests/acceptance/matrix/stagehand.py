@@ -21,7 +21,7 @@ from extraction_kit.lifecycle import ENDED, RESTING, RunState
 from extraction_kit.liveness import ProcessIdentity
 from tests.acceptance.matrix.held import CONFIG, environment_of
 from tests.acceptance.matrix.script import Script
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 SETTINGS = Settings(
     beat_s=0.2,
@@ -244,10 +244,11 @@ class Stagehand:
 
 def is_running(pid):
     """Tell whether a thread of such a process is left: until then its locks are held."""
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with suppress(OSError):
-            if state_in(stat) not in "ZX":
-                return True
+    with suppress(FileNotFoundError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                if state_in(thread / "stat") not in "ZX":
+                    return True
     return False
 
 

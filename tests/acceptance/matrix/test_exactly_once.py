@@ -18,7 +18,7 @@ from tests.acceptance.matrix.oracle import aftershocks, judge
 from tests.acceptance.matrix.phases import bring_to
 from tests.acceptance.matrix.script import N_BATCHES
 from tests.acceptance.matrix.stagehand import SETTINGS
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 
 @pytest.fixture

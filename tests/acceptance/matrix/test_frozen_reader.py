@@ -23,7 +23,7 @@ from tests.acceptance.matrix.faults import freeze_beyond_the_lease, thaw
 from tests.acceptance.matrix.oracle import aftershocks, judge, outcome
 from tests.acceptance.matrix.phases import bring_to
 from tests.acceptance.matrix.stagehand import SETTINGS, is_running
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 BUSY_TIMEOUT_S = 1.0
 

@@ -20,7 +20,7 @@ from tests.acceptance.matrix.held import environment_of
 from tests.acceptance.matrix.oracle import aftershocks, judge, outcome
 from tests.acceptance.matrix.stagehand import SETTINGS
 from tests.acceptance.matrix.zygote import ROOT
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 PROGRAM = """

@@ -22,7 +22,7 @@ from extraction_kit.liveness import ProcessIdentity
 from tests.acceptance.matrix.held import CONFIG
 from tests.acceptance.matrix.oracle import COMPLETING
 from tests.acceptance.matrix.stagehand import SETTINGS
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

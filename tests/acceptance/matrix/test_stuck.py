@@ -15,7 +15,7 @@ from extraction_kit.lifecycle import RunState
 from tests.acceptance.matrix.oracle import judge
 from tests.acceptance.matrix.phases import bring_to
 from tests.acceptance.matrix.stagehand import SETTINGS, is_running
-from tests.acceptance.staging import until
+from tests.waiting import until
 
 IMPATIENT = replace(SETTINGS, stuck_after_s=4.0, kill_after_s=1.0, lease_s=60.0)
 
