@@ -318,6 +318,15 @@ class Workspace:
         return f"<Workspace {self.home}>"
 
 
+def _check_generation(generation: object) -> None:
+    if generation is None or (type(generation) is int and generation >= 1):
+        return
+    raise BadConfig(
+        f"generation={generation!r}: an integer from 1 is allowed, or None for the run that "
+        "is there. Type generation=2 to compute completed content anew"
+    )
+
+
 _default: dict[str, Workspace] = {}
 
 
@@ -342,12 +351,3 @@ launch = _on_default("launch")
 register_training = _on_default("register_training")
 runs = _on_default("runs")
 sql = _on_default("sql")
-
-
-def _check_generation(generation: object) -> None:
-    if generation is None or (type(generation) is int and generation >= 1):
-        return
-    raise BadConfig(
-        f"generation={generation!r}: an integer from 1 is allowed, or None for the run that "
-        "is there. Type generation=2 to compute completed content anew"
-    )

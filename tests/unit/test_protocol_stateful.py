@@ -355,11 +355,12 @@ class Protocol(RuleBasedStateMachine):
             if not open_runs:
                 break
             for row in open_runs:
-                self.help_on(row)
+                self.help_on(row["run_id"])
         assert {row["state"] for row in self.rows()} == {RunState.COMPLETED}
         Protocol.n_completed += len(self.rows())
 
-    def help_on(self, row):
+    def help_on(self, run_id):
+        row = self.world.row(run_id)  # anew: help for another one may have completed it
         state = RunState(row["state"])
         if state in RESTING and not self.busy(row["training_id"]):
             service.resume(self.world.bench, row["run_id"])
