@@ -220,7 +220,7 @@ def _instrument_engine(script):
         )
 
     def ends(_, job):
-        n_batches = job.n_contexts_done // job.tile
+        n_batches = job.n_contexts_done // job.rig.tile
         if n_batches in CHECKPOINTS:
             job.last_save = -float("inf")  # the engine's own loop saves when time is up
         if n_batches == MIDDLE:
