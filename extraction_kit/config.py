@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args
 
 from extraction_kit.errors import BadConfig, BadSettings
 
-STATISTICS_FORMAT = 1
+STATISTICS_FORMAT = 2
 """Version of the statistics and of the published layout; part of every content key."""
 
 Packing = Literal["pack", "document", "truncate"]
@@ -24,6 +24,16 @@ def _check_int(
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         msg = f"{name}={value!r}: an integer from {low} to {high} is allowed"
         raise error(msg)
+
+
+def _check_share(name: str, value: object) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value <= 1
+    ):
+        msg = f"{name}={value!r}: a number from 0 to 1 is allowed"
+        raise BadConfig(msg)
 
 
 def _check_bool(name: str, value: object, *, error: type[ValueError] = BadConfig) -> None:
@@ -70,6 +80,17 @@ class ExtractionConfig:
     """Tokens the model sees at once, BOS included."""
     top_k: int = 20
     """Top activating examples kept per feature, at most one per context."""
+    per_band: int = 3
+    """Examples from each of the four octaves below a feature's largest activation, drawn
+    uniformly among the contexts that peak there; 0 leaves them out."""
+    n_random: int = 10
+    """Examples drawn uniformly among the contexts in which a feature is active; 0 leaves
+    them out."""
+    n_silent: int = 5
+    """Examples of contexts in which a feature is active on no token; 0 leaves them out."""
+    held_out_share: float = 0.2
+    """Share of the contexts whose examples are marked ``held_out``, whatever their group:
+    explain a feature with the others and score the explanation with these."""
     window: tuple[int, int] = (32, 16)
     """Tokens kept (before, after) the peak of an example; cut at the context's edges."""
     packing: Packing = "pack"
@@ -96,6 +117,9 @@ class ExtractionConfig:
             _check_int("n_tokens", self.n_tokens, low=1, high=2**53)
         _check_int("context_size", self.context_size, low=2, high=1_048_576)
         _check_int("top_k", self.top_k, low=1, high=1000)
+        for name in ("per_band", "n_random", "n_silent"):
+            _check_int(name, getattr(self, name), low=0, high=1000)
+        _check_share("held_out_share", self.held_out_share)
         _check_int("seed", self.seed, low=0, high=2**63 - 1)
         _check_choice("packing", self.packing, get_args(Packing))
         _check_choice("dtype", self.dtype, get_args(Dtype))

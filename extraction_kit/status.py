@@ -14,6 +14,7 @@ from typing import Any
 from extraction_kit import embedded, refusals
 from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.checkpoints import newest_meta
+from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.jobqueue import Evidence
 from extraction_kit.ledger import events, records
 from extraction_kit.ledger.records import RunRecord, TrainingRecord
@@ -270,7 +271,11 @@ def catalog_rows(bench: Workbench) -> CatalogRows:
         runs=[_run_row(one, run) for one, run in _with_views(bench, run_records)],
         trainings=[_training_row(one) for one in trainings],
         events=happened,
-        folders={run.run_id: paths.results_of(run.run_id) for run in done},
+        folders={
+            run.run_id: paths.results_of(run.run_id)
+            for run in done
+            if _format(run) == STATISTICS_FORMAT  # of others the columns are not known
+        },
         corpora={
             run.corpus_digest: paths.corpora / run.corpus_digest / "contexts.parquet"
             for run in done
@@ -282,6 +287,10 @@ def catalog_rows(bench: Workbench) -> CatalogRows:
     )
 
 
+def _format(run: RunRecord) -> int | None:
+    return (run.summary or {}).get("statistics_format")
+
+
 def _with_views(
     bench: Workbench, runs: Sequence[RunRecord]
 ) -> Iterator[tuple[RunView, RunRecord]]:
@@ -290,7 +299,9 @@ def _with_views(
 
 def _run_row(one: RunView, run: RunRecord) -> dict[str, Any]:
     row = {name: getattr(one, name) for name in RunView.__dataclass_fields__}
+    summary = run.summary or {}
     return row | {
+        **{name: summary.get(name) for name in ("mse", "n_dense", "statistics_format")},
         "content_key": run.content_key,
         "corpus_digest": run.corpus_digest,
         "config": json.dumps(dict(run.config), sort_keys=True),

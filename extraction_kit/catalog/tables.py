@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from extraction_kit.results import GROUPS, N_BINS, ExtractionResult, bin_edges
+from extraction_kit.config import STATISTICS_FORMAT
+from extraction_kit.results import DENSE, GROUPS, N_BINS, ExtractionResult, bin_edges
 
 _ARROW: Mapping[str, pa.DataType] = MappingProxyType(
     {
@@ -87,6 +88,9 @@ FEATURES = Table(
         Column("max_act", "FLOAT", "activation", "largest activation"),
         Column("max_context", "BIGINT", "", "context of the largest; -1 if dead"),
         Column("max_pos", "INTEGER", "token", "its position there; -1 if dead"),
+        Column(
+            "last_context", "BIGINT", "", "last context with an active token; -1 if dead"
+        ),
         Column("density", "DOUBLE", "share", "active tokens per valid token"),
         Column("context_density", "DOUBLE", "share", "active contexts per context"),
         Column("mean_act", "DOUBLE", "activation", "mean over active tokens; NULL if dead"),
@@ -127,16 +131,24 @@ HISTOGRAMS = Table(
 )
 EXAMPLES = Table(
     "examples",
-    "Top activating examples, at most one per context and feature",
+    "Examples of each feature, in each group at most one per context",
     (
         Column("feature", "INTEGER", "", "index of the feature in the SAE"),
-        Column("group", "VARCHAR", "", "how it was chosen: top"),
+        Column(
+            "group",
+            "VARCHAR",
+            "",
+            "how it was chosen: top (largest), band_1 to band_4 (drawn among the contexts "
+            "whose peak is in the octave of the largest activation, the one below, ...), "
+            "random (drawn among all active contexts), silent (drawn where it is not active)",
+        ),
         Column("rank", "SMALLINT", "", "0 is the first of its group"),
         Column("context", "BIGINT", "", "context in the corpus"),
         Column("pos", "INTEGER", "token", "position of the peak in its context"),
         Column("start", "INTEGER", "token", "first position of the window"),
         Column("act", "FLOAT", "activation", "activation at the peak"),
         Column("peak_token", "INTEGER", "", "token id at the peak"),
+        Column("held_out", "BOOLEAN", "", "for scoring: explain with the others"),
         Column("act_off", "INTEGER[]", "token", "active tokens, as offsets from start"),
         Column("act_val", "FLOAT[]", "activation", "their activations"),
     ),
@@ -187,12 +199,25 @@ RUNS = Table(
         Column("error", "VARCHAR", "", "why it failed"),
         Column("l0", "DOUBLE", "features/token", "mean active features per valid token"),
         Column("fvu", "DOUBLE", "share", "fraction of variance unexplained"),
+        Column("mse", "DOUBLE", "activation^2", "mean squared error, summed over d_in"),
         Column("n_dead", "BIGINT", "features", "features that were never active"),
+        Column(
+            "n_dense",
+            "BIGINT",
+            "features",
+            f"active on more than {DENSE:.0%} of the tokens",
+        ),
         Column("d_sae", "BIGINT", "features", "features of the SAE"),
         Column("model", "VARCHAR", "", "language model"),
         Column("hook_name", "VARCHAR", "", "where activations are read"),
         Column("corpus_digest", "VARCHAR", "", "corpus"),
         Column("config", "VARCHAR", "", "ExtractionConfig as JSON"),
+        Column(
+            "statistics_format",
+            "BIGINT",
+            "",
+            f"of its files; the views show those of format {STATISTICS_FORMAT}",
+        ),
     ),
 )
 TRAININGS = Table(
@@ -330,6 +355,7 @@ def examples_table(result: ExtractionResult) -> pa.Table:
     offsets = pa.array(given.offsets)
     special = {
         "group": names.cast(pa.string()),
+        "held_out": pa.array(result.held_out),
         "act_off": pa.LargeListArray.from_arrays(offsets, pa.array(given.act_off)),
         "act_val": pa.LargeListArray.from_arrays(offsets, pa.array(given.act_val)),
     }

@@ -27,7 +27,7 @@ from extraction_kit.sources.loading import load_model
 from extraction_kit.sources.models import HookedModel
 from extraction_kit.sources.preflight import Batch, Parts, preflight
 from extraction_kit.sources.saes import Autoencoder, load_sae
-from extraction_kit.stats import Collection, Contexts
+from extraction_kit.stats import Collection, Contexts, Sizes
 from extraction_kit.trainings import Training, resolve_target
 
 HOOK_TOKENS = 16
@@ -108,12 +108,20 @@ class Rig:
 
     def new_statistics(self) -> Collection:
         """Return accumulators of the right sizes, empty."""
+        config = self.config
         d_in = self.training.sae.d_in if self.target is None else self.target.width
         return Collection(
             d_in=d_in,
             d_sae=self.training.sae.d_sae,
-            top_k=self.config.top_k,
-            window=self.config.window,
+            sizes=Sizes(
+                top_k=config.top_k,
+                window=config.window,
+                per_band=config.per_band,
+                n_random=config.n_random,
+                n_silent=config.n_silent,
+                held_out_share=config.held_out_share,
+                seed=config.seed,
+            ),
             compared=self.compares,
             device=statistics_device(self.device),
         )

@@ -117,6 +117,32 @@ class Maximum(FeatureStatistic):
         }
 
 
+class LastFired(FeatureStatistic):
+    """The last context in which each feature is active; -1 where it never was."""
+
+    STATE: ClassVar[tuple[str, ...]] = ("last_context",)
+    last_context: Int64[Tensor, " feature"]
+
+    def __init__(self, d_sae: int, *, device: torch.device | str = "cpu") -> None:
+        self.last_context = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
+
+    def update(self, batch: Activations) -> "LastFired":
+        """Look for later contexts in `batch`."""
+        peaks = batch.peaks
+        self.last_context.scatter_reduce_(0, peaks.feature, peaks.context, "amax")
+        return self
+
+    def merge(self, other: "LastFired") -> "LastFired":
+        """Take the later contexts of `other`."""
+        theirs = other.last_context.to(self.last_context.device)
+        torch.maximum(self.last_context, theirs, out=self.last_context)
+        return self
+
+    def compute(self) -> dict[str, np.ndarray]:
+        """Return the column, [d_sae]."""
+        return {"last_context": self.last_context.cpu().numpy().copy()}
+
+
 def best_first(
     feature: Int64[Tensor, " n"], value: Float32[Tensor, " n"], context: Int64[Tensor, " n"]
 ) -> Int64[Tensor, " n"]:

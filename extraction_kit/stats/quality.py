@@ -10,10 +10,11 @@ from extraction_kit.stats.statistic import Statistic
 
 
 class Quality(Statistic):
-    """L0 and the fraction of variance unexplained, over valid tokens.
+    """L0, mean squared error and fraction of variance unexplained, over valid tokens.
 
+    MSE = sum ||x - x_hat||^2 / n_tokens: summed over `d_in`, not divided by it.
     FVU = sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, both in the space of the original
-    activations, from float64 sums.
+    activations, from float64 sums. Explained variance = 1 - FVU.
 
     Parameters
     ----------
@@ -68,16 +69,25 @@ class Quality(Statistic):
         return self
 
     def compute(self) -> dict[str, float | int | None]:
-        """Return ``n_tokens``, ``l0`` and ``fvu``; None where nothing was seen.
+        """Return ``n_tokens``, ``l0``, ``mse``, ``fvu``, ``explained_variance``.
 
-        ``fvu`` is None too where the activations have no variance, or nothing was compared.
+        None where nothing was seen. ``mse`` is None too where nothing was compared, the two
+        others also where the activations have no variance.
         """
         n_tokens, n_active = (int(count) for count in self.counts)
         if not n_tokens:
-            return {"n_tokens": 0, "l0": None, "fvu": None}
+            return {"n_tokens": 0} | dict.fromkeys(
+                ("l0", "mse", "fvu", "explained_variance")
+            )
         spread = float(self.sum_sq_x - self.sum_x.square().sum() / n_tokens)
         fvu = float(self.sum_sq_error) / spread if self.compared and spread > 0 else None
-        return {"n_tokens": n_tokens, "l0": n_active / n_tokens, "fvu": fvu}
+        return {
+            "n_tokens": n_tokens,
+            "l0": n_active / n_tokens,
+            "mse": float(self.sum_sq_error) / n_tokens if self.compared else None,
+            "fvu": fvu,
+            "explained_variance": None if fvu is None else 1 - fvu,
+        }
 
 
 def _widest(x: Tensor) -> torch.dtype:

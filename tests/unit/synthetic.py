@@ -64,10 +64,12 @@ def synthetic(*, d_sae: int = 16, n_contexts: int = 40, seed: int = 0) -> Synthe
     acts *= random.random(shape) < 0.2
     acts[:, :, DEAD] = 0
     tokens = random.integers(0, N_VOCAB, shape[:2]).astype(np.int32)
+    examples = _examples(acts, tokens)
     result = ExtractionResult(
         features=_features(acts),
         histograms=_histograms(acts),
-        examples=_examples(acts, tokens),
+        examples=examples,
+        held_out=examples.context % 5 == 0,
         summary={
             "n_tokens": n_contexts * CONTEXT_SIZE,
             "n_tokens_total": n_contexts * CONTEXT_SIZE,
@@ -96,6 +98,9 @@ def _features(acts: np.ndarray) -> dict[str, np.ndarray]:
         "max_act": flat.max(axis=0),
         "max_context": np.where(dead, -1, context).astype(np.int64),
         "max_pos": np.where(dead, -1, pos).astype(np.int32),
+        "last_context": np.where(
+            dead, -1, active.shape[0] - 1 - active.any(axis=1)[::-1].argmax(axis=0)
+        ),
         "decoder_norm": np.ones(acts.shape[2], np.float32),
     }
 

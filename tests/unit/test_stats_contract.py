@@ -10,12 +10,17 @@ import torch
 from extraction_kit.results import N_BINS, bin_edges
 from extraction_kit.stats import (
     Activations,
+    BandExamples,
     Collection,
     Contexts,
     Histogram,
+    LastFired,
     Maximum,
     Moments,
     Quality,
+    RandomExamples,
+    SilentExamples,
+    Sizes,
     TopK,
 )
 
@@ -26,8 +31,26 @@ FEATURE_STATISTICS = {
     "moments": lambda: Moments(D_SAE),
     "maximum": lambda: Maximum(D_SAE),
     "histogram": lambda: Histogram(D_SAE),
+    "last fired": lambda: LastFired(D_SAE),
     "topk": lambda: TopK(D_SAE, k=K, window=WINDOW),
+    "bands": lambda: BandExamples(D_SAE, k=2, window=WINDOW, seed=1),
+    "random": lambda: RandomExamples(D_SAE, k=K, window=WINDOW, seed=1),
+    "silent": lambda: silent(pool=64),
+    "silent, of a small pool": lambda: silent(pool=8),
 }
+
+
+def silent(pool):
+    statistic = SilentExamples(D_SAE, k=2, before=WINDOW[0], seed=1)
+    statistic.pool = pool
+    return statistic
+
+
+@pytest.fixture(params=["large buffers", "small buffers"], autouse=True)
+def buffers(request, monkeypatch):
+    if request.param == "small buffers":
+        monkeypatch.setattr("extraction_kit.stats.examples.MIN_BUFFER", 3)
+        monkeypatch.setattr("extraction_kit.stats.silent.MANY", 3)
 
 
 @pytest.fixture(params=[0, 1, 2])
@@ -103,6 +126,7 @@ def naive(stream):
         "max_act": [0.0] * D_SAE,
         "max_context": [-1] * D_SAE,
         "max_pos": [-1] * D_SAE,
+        "last_context": [-1] * D_SAE,
     }
     histogram = np.zeros((D_SAE, N_BINS), dtype=np.int64)
     examples = []
@@ -121,6 +145,7 @@ def naive(stream):
             for act in active:
                 histogram[feature, np.searchsorted(edges, act, side="right") - 1] += 1
             if active:
+                maximum["last_context"][feature] = context
                 peaks.append((-max(active), context, acts.index(max(active)), acts))
         peaks.sort(key=lambda peak: peak[:3])
         if peaks:
@@ -141,7 +166,7 @@ def naive(stream):
 
 def test_every_number_equals_a_naive_loop(stream):
     moments, maximum, histogram, examples = naive(stream)
-    collection = Collection(d_in=3, d_sae=D_SAE, top_k=K, window=WINDOW)
+    collection = Collection(d_in=3, d_sae=D_SAE, sizes=Sizes(top_k=K, window=WINDOW))
     for batch in batches(stream, shuffler(1), tiles=((0, 3), (3, D_SAE - 3))):
         collection.update(batch)
     found = collection.compute()
@@ -257,6 +282,9 @@ class TestQuality:
             quality.update(self.x[part], self.x_hat[part], n_active=3)
         found = quality.compute()
         assert found["fvu"] == pytest.approx(self.expected(), rel=1e-6)
+        assert found["explained_variance"] == 1 - found["fvu"]
+        error = self.x.double() - self.x_hat.double()
+        assert found["mse"] == pytest.approx(float(error.square().sum() / 50), rel=1e-6)
         assert found["l0"] == 24 / 50
         assert found["n_tokens"] == 50
 
@@ -274,7 +302,8 @@ class TestQuality:
         )
 
     def test_nothing_seen_gives_no_number(self):
-        assert Quality(6).compute() == {"n_tokens": 0, "l0": None, "fvu": None}
+        absent = dict.fromkeys(("l0", "mse", "fvu", "explained_variance"))
+        assert Quality(6).compute() == {"n_tokens": 0, **absent}
 
     def test_constant_activations_have_no_fvu(self):
         x = torch.ones(4, 6)
@@ -282,5 +311,6 @@ class TestQuality:
 
     def test_what_is_not_compared_has_no_fvu_but_an_l0(self):
         quality = Quality(6, compared=False).update(self.x, None, n_active=25)
-        assert quality.compute() == {"n_tokens": 50, "l0": 0.5, "fvu": None}
+        absent = dict.fromkeys(("mse", "fvu", "explained_variance"))
+        assert quality.compute() == {"n_tokens": 50, "l0": 0.5, **absent}
         assert quality.finite
