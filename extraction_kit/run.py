@@ -109,14 +109,14 @@ class Watcher:
         features = _typical_features(Path(run.results_dir), n)
         found = []
         for row in features:
-            windows = self.windows(run_id, row["feature"], k=1)
+            windows = self.windows(run_id, row["feature"], k=1, group="top")
             if windows:
                 best = windows[0]
                 found.append(row | {"tokens": best.tokens, "acts": best.acts})
         return found
 
     def windows(
-        self, run_id: str, feature: SupportsIndex, *, k: int
+        self, run_id: str, feature: SupportsIndex, *, k: int, group: str
     ) -> list[ExampleWindow]:
         """Return decoded examples of one feature of a completed run."""
         run = service.read_run(self.bench, run_id)
@@ -127,6 +127,7 @@ class Watcher:
             contexts=corpus.path / "contexts.parquet",
             vocab=corpus.vocab,
             k=k,
+            group=group,
         )
 
 
@@ -303,27 +304,49 @@ class Run:
         return reading.features(self._results())
 
     def examples(
-        self, feature: SupportsIndex | None = None, *, k: int | None = None
+        self,
+        feature: SupportsIndex | None = None,
+        *,
+        k: int | None = None,
+        group: str = "top",
     ) -> "duckdb.DuckDBPyRelation":
-        """Return the top examples of one feature, or of all, as rows.
+        """Return examples of one feature, or of all, as rows.
+
+        Parameters
+        ----------
+        feature : int, optional
+            All features if None.
+        k : int, optional
+            At most so many per feature.
+        group : str
+            ``top``; ``band_1`` to ``band_4``, drawn from the octaves below the largest
+            activation; ``random``, drawn from all contexts in which the feature is active;
+            ``silent``, drawn where it is not.
 
         Raises
         ------
         UnknownFeature
             `feature` is outside the SAE.
+        BadQuery
+            There is no such group.
         """
-        return reading.examples(self._results(), feature, k=k)
+        return reading.examples(self._results(), feature, k=k, group=group)
 
-    def windows(self, feature: SupportsIndex, *, k: int = 20) -> list[ExampleWindow]:
-        """Return the top examples of one feature with token texts and activations."""
+    def windows(
+        self, feature: SupportsIndex, *, k: int = 20, group: str = "top"
+    ) -> list[ExampleWindow]:
+        """Return examples of one feature with token texts and activations."""
         self._results()
-        return self._watcher.windows(self.run_id, feature, k=k)
+        return self._watcher.windows(self.run_id, feature, k=k, group=group)
 
-    def show_examples(self, feature: SupportsIndex, *, k: int = 10) -> Any:  # noqa: ANN401 - IPython's
-        """Return the top examples of one feature as highlighted text for a notebook."""
+    def show_examples(
+        self, feature: SupportsIndex, *, k: int = 10, group: str = "top"
+    ) -> Any:  # noqa: ANN401 - IPython's
+        """Return examples of one feature as highlighted text for a notebook."""
         from extraction_kit.widgets.examples import ExamplesPage  # noqa: PLC0415 - only when shown
 
-        return ExamplesPage(feature=int(feature), windows=tuple(self.windows(feature, k=k)))
+        windows = tuple(self.windows(feature, k=k, group=group))
+        return ExamplesPage(feature=int(feature), windows=windows, group=group)
 
     def histogram(self, feature: SupportsIndex) -> "np.ndarray":
         """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""

@@ -37,6 +37,8 @@ class ExampleWindow:
     tokens: list[str]
     acts: list[float]
     """Activation of each token, 0.0 where the feature is not active."""
+    held_out: bool = False
+    """Whether its context is held out from explanations, to score them with."""
 
 
 def features(folder: Path) -> duckdb.DuckDBPyRelation:
@@ -130,7 +132,7 @@ def example_windows(
     folder : Path
         ``Paths.results_of(run_id)``.
     feature : int
-        Index of the feature; [] comes back if it is dead.
+        Index of the feature; [] comes back if it has no example of the group.
     contexts : Path
         ``contexts.parquet`` of the run's corpus.
     vocab : Path
@@ -144,6 +146,8 @@ def example_windows(
     ------
     UnknownFeature
         `feature` is outside the SAE.
+    BadQuery
+        There is no such group.
     ResultsDamaged
         A file of the run, or the context of an example, is missing or cannot be read.
     """
@@ -182,6 +186,7 @@ def _window(row: dict[str, Any], token_ids: list[int], texts: list[str]) -> Exam
         token_ids=token_ids,
         tokens=[texts[token] for token in token_ids],
         acts=acts,
+        held_out=row["held_out"],
     )
 
 

@@ -28,25 +28,31 @@ class Window(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplesPage:
-    """The top examples of a feature, the strongest first.
+    """Examples of a feature of one group.
 
     The warmth of a token is its activation over the maximum of all examples shown.
     """
 
     feature: int
     windows: tuple[Window, ...]
+    group: str = "top"
 
     def __repr__(self) -> str:
         """Return the number of examples and the maximum."""
         peak = words.number(max((window.act for window in self.windows), default=None))
-        return f"<feature {self.feature}: {len(self.windows)} examples, max {peak}>"
+        return f"<feature {self.feature}: {self._number()}, max {peak}>"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:  # noqa: ANN401 - IPython's
         return {"text/plain": repr(self), "text/html": self._html()}
 
+    def _number(self) -> str:
+        kind = "" if self.group == "top" else f"{self.group} "
+        return f"{len(self.windows)} {kind}examples"
+
     def _html(self) -> str:
         if not self.windows:
-            return static.frame(f"<strong>feature {self.feature}</strong> never fired")
+            said = "never fired" if self.group == "top" else f"no example of {self.group}"
+            return static.frame(f"<strong>feature {self.feature}</strong> · {said}")
         peak = max(window.act for window in self.windows)
         rows = "".join(
             '<tr><td style="text-align:right;vertical-align:top">'
@@ -55,5 +61,5 @@ class ExamplesPage:
             "</td></tr>"
             for window in self.windows
         )
-        head = f"<strong>feature {self.feature}</strong> · {len(self.windows)} examples"
+        head = f"<strong>feature {self.feature}</strong> · {self._number()}"
         return static.frame(f"{head}<table>{rows}</table>")

@@ -8,6 +8,7 @@ import pytest
 
 from extraction_kit.errors import AlreadyCompleted, TrainingBusy
 from extraction_kit.lifecycle import RunState
+from extraction_kit.results import GROUPS
 from tests.acceptance.staging import CONFIG
 from tests.waiting import PATIENCE_S, until
 
@@ -149,3 +150,16 @@ def test_the_results_answer_in_python_and_sql(undisturbed):
     windows = run.windows(0, k=5)
     assert [window.act for window in windows] == pytest.approx(list(best.act))
     assert all(max(w.acts) == pytest.approx(w.act) for w in windows)
+    every = stage.ws.sql(
+        'SELECT "group", feature, n_active, held_out FROM examples JOIN features '
+        "USING (run_id, feature)"
+    ).df()
+    assert set(every["group"]) == set(GROUPS)
+    assert set(every.feature[every["group"] == "random"]) == set(
+        every.feature[every.n_active > 0]
+    )
+    assert 0 < every.held_out.mean() < 0.5
+    quiet = int(every.feature[every["group"] == "silent"].iloc[0])
+    silent = run.windows(quiet, group="silent")
+    assert silent
+    assert all(not any(window.acts) for window in silent)

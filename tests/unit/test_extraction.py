@@ -16,7 +16,7 @@ from extraction_kit.corpora import Corpus, prepare
 from extraction_kit.errors import BadCorpus, BadModel, BadSettings, CheckpointUnusable
 from extraction_kit.extraction import Progress, StopAfterCheckpoint, extract
 from extraction_kit.paths import Paths
-from extraction_kit.results import N_BINS, bin_edges, result_digest
+from extraction_kit.results import GROUPS, N_BANDS, N_BINS, bin_edges, result_digest
 from extraction_kit.testing import ARCHITECTURES, tiny_training
 from extraction_kit.trainings import describe_training
 
@@ -156,31 +156,50 @@ def test_every_number_equals_a_naive_loop(parts, architecture, name):
 
 
 def assert_examples(found, expected, top_k):
-    """Compare top examples; equal prefixes give equal values but for the last bit."""
-    rows, features, place = found.examples, found.features, 0
+    """Compare examples; equal prefixes give equal values but for the last bit."""
+    rows, features = found.examples, found.features
     for feature, peaks in enumerate(expected):
         by_context = {peak[1]: peak for peak in peaks}
-        seen = []
-        for rank, (rank_act, *_) in enumerate(sorted(peaks)[:top_k]):
-            context = int(rows.context[place])
-            act, _, pos, start, token, window = by_context.pop(context)
-            assert rows.feature[place] == feature
-            assert rows.rank[place] == rank
-            assert rows.act[place] == pytest.approx(-act, **CLOSE)
-            assert rows.act[place] == pytest.approx(-rank_act, **CLOSE)
-            assert rows.pos[place] == pos
-            assert rows.start[place] == start
-            assert rows.peak_token[place] == token
-            entries = slice(*rows.offsets[place : place + 2])
-            assert rows.act_off[entries].tolist() == [at for at, _ in window]
-            assert rows.act_val[entries] == pytest.approx([v for _, v in window], **CLOSE)
-            seen.append((-float(rows.act[place]), context, pos))
-            place += 1
-        assert seen == sorted(seen)
-        best = seen[0] if seen else (0.0, -1, -1)
+        groups = {group: [] for group in GROUPS}
+        for place in np.flatnonzero(rows.feature == feature):
+            group, context = groups[GROUPS[rows.group[place]]], int(rows.context[place])
+            assert rows.rank[place] == len(group)
+            assert context not in {each[1] for each in group}
+            if GROUPS[rows.group[place]] == "silent":
+                assert context not in by_context
+                group.append((0.0, context, 0))
+            else:
+                assert_example(rows, place, by_context[context])
+                group.append((-float(rows.act[place]), context, int(rows.pos[place])))
+        top = groups["top"]
+        assert top == sorted(top)
+        best_acts = [peak[0] for peak in sorted(peaks)[:top_k]]
+        assert [act for act, *_ in top] == pytest.approx(best_acts, **CLOSE)
+        best = top[0] if top else (0.0, -1, -1)
         columns = ("max_act", "max_context", "max_pos")
         assert tuple(features[name][feature] for name in columns) == (-best[0], *best[1:])
-    assert place == rows.feature.size
+        assert features["last_context"][feature] == max(by_context, default=-1)
+        assert_drawn(groups, peaks)
+
+
+def assert_example(rows, place, peak):
+    act, _, pos, start, token, window = peak
+    assert rows.act[place] == pytest.approx(-act, **CLOSE)
+    assert rows.pos[place] == pos
+    assert rows.start[place] == start
+    assert rows.peak_token[place] == token
+    entries = slice(*rows.offsets[place : place + 2])
+    assert rows.act_off[entries].tolist() == [at for at, _ in window]
+    assert rows.act_val[entries] == pytest.approx([v for _, v in window], **CLOSE)
+
+
+def assert_drawn(groups, peaks):
+    """Bands are octaves below the largest activation, as full as they can be."""
+    octaves = [int(np.floor(np.log2(-peak[0]))) for peak in peaks]
+    for band in range(N_BANDS):
+        there = octaves.count(max(octaves, default=0) - band)
+        assert len(groups[f"band_{band + 1}"]) == min(there, ExtractionConfig().per_band)
+    assert len(groups["random"]) == min(len(peaks), ExtractionConfig().n_random)
 
 
 # --- interruption ---------------------------------------------------------------------

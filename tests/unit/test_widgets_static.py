@@ -197,6 +197,12 @@ def test_examples_of_a_feature_are_text_for_every_place():
     assert "never fired" in read(
         ExamplesPage(feature=8, windows=())._repr_mimebundle_()["text/html"]
     )
+    quiet = (Example(0.0, [" a"], [0.0]),)
+    page = ExamplesPage(feature=7, windows=quiet, group="silent")
+    assert repr(page) == "<feature 7: 1 silent examples, max 0>"
+    assert " a" in read(page._repr_mimebundle_()["text/html"])
+    none = ExamplesPage(feature=8, windows=(), group="random")
+    assert "no example of random" in read(none._repr_mimebundle_()["text/html"])
 
 
 def test_importing_the_package_imports_nothing_of_jupyter():
