@@ -154,7 +154,7 @@ def _measure(
 
     FVU = sum (x - x_hat)^2 / sum (x - mean)^2
     """
-    contexts = Contexts(0, torch.zeros_like(valid, dtype=torch.int64), valid)
+    contexts = Contexts.consecutive(0, torch.zeros_like(valid, dtype=torch.int64), valid)
     normal = sae.normalize(x)
     x_hat, n_active = sae.baseline(x), 0
     for active in sae.encode(normal.x, contexts):

@@ -18,9 +18,11 @@ from extraction_kit.sources.custom_sae import CustomAutoencoder, load_custom
 from extraction_kit.sources.normalized import Normalized
 from extraction_kit.sources.sae_weights import load_weights
 from extraction_kit.sources.selection import (
+    GROUPS_PER_K,
     AboveBound,
     Largest,
     LargestOfGroups,
+    Scan,
     Selection,
 )
 from extraction_kit.stats import Activations, Contexts
@@ -29,11 +31,13 @@ from extraction_kit.trainings import SaeSpec
 from extraction_kit.trainings.sae_formats.spec import INPUT
 
 FEATURE_TILE = 2048
-"""Features encoded at once where they do not compete with each other."""
-COMPETING = ("topk", "groupmax")
-"""Architectures in which whether a feature is active depends on the others."""
-TILE_ELEMENTS = 2**23
-"""Pre-activations held at most: 32 MiB in float32."""
+"""Features encoded at once on a CPU: their weights and pre-activations stay in its cache."""
+TILE_ELEMENTS = {"cpu": 2**21}
+"""Pre-activations held at once, by type of device: 8 MiB in float32."""
+_TILE_ELEMENTS = 2**26  # of other devices: 256 MiB, since each tile costs a synchronisation
+CELLS = 2**24
+"""(context, feature) pairs that the statistics are given at once: 128 MiB of int64."""
+_BLOCK = 8192  # features whose norms are taken at once
 
 
 class SparseAutoencoder:
@@ -63,7 +67,7 @@ class SparseAutoencoder:
             # The same as scaling each pre-activation, and undoing it before decoding.
             norm = torch.linalg.vector_norm(w_dec, dim=1)
             w_enc, b_enc, w_dec = w_enc * norm, b_enc * norm, w_dec / norm[:, None]
-        width = spec.d_sae if spec.architecture in COMPETING else FEATURE_TILE
+        width = _tile_width(spec, device)
         self._w_enc = [
             part.to(device, dtype).contiguous() for part in torch.split(w_enc, width, dim=1)
         ]
@@ -72,6 +76,7 @@ class SparseAutoencoder:
         self._b_dec = weights["b_dec"].to(device, dtype)
         self._w_skip = weights["W_skip"].to(device, dtype) if spec.skip else None
         self._selection = _selection(spec, weights, width=width, device=device, dtype=dtype)
+        self._tile_elements = TILE_ELEMENTS.get(device.type, _TILE_ELEMENTS)
         self._pre = torch.empty(0, dtype=dtype, device=device)
         self._mask = torch.empty(0, dtype=torch.bool, device=device)
 
@@ -98,7 +103,7 @@ class SparseAutoencoder:
     def encode(
         self, x: Float[Tensor, "row d_in"], contexts: Contexts
     ) -> Iterator[Activations]:
-        """Yield the active (row, feature) pairs of valid rows, one tile at a time.
+        """Yield the active (row, feature) pairs of valid rows, some features at a time.
 
         Parameters
         ----------
@@ -111,31 +116,42 @@ class SparseAutoencoder:
             x = x - self._b_dec
         masked = flat_nonzero(~contexts.valid.reshape(-1))
         first = 0
-        for tile, w_enc in enumerate(self._w_enc):
-            width = w_enc.shape[1]
-            row, feature, value = self._encode_tile(x, masked, tile=tile)
-            yield Activations(contexts, row, feature + first, value, first, width)
+        for tiles in self._spans(contexts.n):
+            scan = self._selection(x.shape[0])
+            width = 0
+            for tile in tiles:
+                self._scan_tile(scan, x, masked, tile=tile, first=first + width)
+                width += self._w_enc[tile].shape[1]
+            row, feature, value = scan.result()
+            yield Activations(contexts, row, feature, value.to(torch.float32), first, width)
             first += width
 
-    def _encode_tile(
-        self, x: Tensor, masked: Tensor, *, tile: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _spans(self, n_contexts: int) -> Iterator[range]:
+        """Yield tiles whose features the statistics take in together."""
+        width, n = self._w_enc[0].shape[1], len(self._w_enc)
+        together = max(1, CELLS // (n_contexts * width))
+        if self.spec.architecture == "topk":  # its features compete with each other
+            together = n
+        for start in range(0, n, together):
+            yield range(start, min(start + together, n))
+
+    def _scan_tile(
+        self, scan: Scan, x: Tensor, masked: Tensor, *, tile: int, first: int
+    ) -> None:
         width = self._w_enc[tile].shape[1]
-        n_rows = max(1, min(x.shape[0], TILE_ELEMENTS // width))
-        parts = []
+        n_rows = max(1, self._tile_elements // width)
         for start in range(0, x.shape[0], n_rows):
             some = x[start : start + n_rows]
             pre, mask = self._buffers(some.shape[0], width)
             torch.addmm(self._b_enc[tile], some, self._w_enc[tile], out=pre)
-            self._selection.mark(pre, mask, tile=tile)
-            inside = masked[(masked >= start) & (masked < start + some.shape[0])] - start
-            mask.index_fill_(0, inside, False)
-            row, feature, value = self._collect(pre, mask, tile=tile)
-            parts.append((row + start, feature, value))
-        if len(parts) == 1:
-            return parts[0]
-        row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
-        return row, feature, value
+            scan.mark(pre, mask, first_row=start, tile=tile)
+            if masked.numel():
+                inside = masked[(masked >= start) & (masked < start + some.shape[0])]
+                mask.index_fill_(0, inside - start, False)
+            index = flat_nonzero(mask)
+            row = torch.div(index, width, rounding_mode="floor")
+            feature = index - row * width + first
+            scan.take(row + start, feature, pre.view(-1).take(index), tile=tile)
 
     def _buffers(self, n_rows: int, width: int) -> tuple[Tensor, Tensor]:
         # Fresh memory would cost more than the scan: page faults on every tile.
@@ -144,17 +160,6 @@ class SparseAutoencoder:
             self._pre = torch.empty(n, dtype=self._pre.dtype, device=self._pre.device)
             self._mask = torch.empty(n, dtype=torch.bool, device=self._pre.device)
         return self._pre[:n].view(n_rows, width), self._mask[:n].view(n_rows, width)
-
-    def _collect(
-        self, pre: Tensor, mask: Tensor, *, tile: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        index = flat_nonzero(mask)
-        row = torch.div(index, mask.shape[1], rounding_mode="floor")
-        feature = index - row * mask.shape[1]
-        row, feature, value = self._selection.keep(
-            row, feature, pre.view(-1).take(index), n_rows=mask.shape[0], tile=tile
-        )
-        return row, feature, value.to(torch.float32)
 
     def decode(self, batch: Activations, *, n_rows: int) -> Float[Tensor, "row d_out"]:
         """Return what the features of `batch` add to each row of the baseline."""
@@ -180,6 +185,16 @@ class SparseAutoencoder:
         return torch.addmm(self._b_dec, x.to(self._w_skip.dtype), self._w_skip.T)
 
 
+def _tile_width(spec: SaeSpec, device: torch.device) -> int:
+    """Return how many features are encoded at once."""
+    width = FEATURE_TILE if device.type == "cpu" else _TILE_ELEMENTS // 2**10
+    if spec.architecture == "groupmax":  # a tile holds whole groups
+        size = spec.d_sae // (spec.k or 1)
+        return size * max(1, width // size)
+    # The first tile's k largest are the first floor, so it should hold several times k.
+    return max(width, GROUPS_PER_K * (spec.k or 0))
+
+
 def _selection(
     spec: SaeSpec,
     weights: Mapping[str, Tensor],
@@ -189,26 +204,26 @@ def _selection(
     dtype: torch.dtype,
 ) -> Selection:
     if spec.k is not None:
-        return Largest(spec.k) if spec.architecture == "topk" else LargestOfGroups(spec.k)
+        size = spec.d_sae // spec.k
+        return Largest(spec.k) if spec.architecture == "topk" else LargestOfGroups(size)
+
+    def tiles(vector: Tensor, kind: torch.dtype = dtype) -> tuple[Tensor, ...]:
+        return torch.split(vector.to(device, kind), width)
+
     match spec.architecture:
         case "jumprelu":
-            return AboveBound(
-                weights["threshold"].clamp(min=0).to(device, dtype), width=width
-            )
+            return AboveBound(tiles(weights["threshold"].clamp(min=0)))
         case "gated":
             gain = weights["r_mag"].exp()
             # Open where x W_enc > -b_gate; positive where x W_enc > -b_mag / gain.
             bound = torch.maximum(-weights["b_gate"], -weights["b_mag"] / gain)
             return AboveBound(
-                bound.to(device, dtype),
-                width=width,
-                gain=gain.to(device),
-                offset=weights["b_mag"].to(device),
+                tiles(bound),
+                gain=tiles(gain, torch.float32),
+                offset=tiles(weights["b_mag"], torch.float32),
             )
         case _:
-            return AboveBound(
-                torch.zeros(spec.d_sae, device=device, dtype=dtype), width=width
-            )
+            return AboveBound(tiles(torch.zeros(spec.d_sae)))
 
 
 def weight_columns(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -216,14 +231,20 @@ def weight_columns(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
     Without ``enc_dec_cos`` where a transcoder reads and writes different widths.
     """
-    enc, dec = weights["W_enc"].T.double(), weights["W_dec"].double()
-    columns = {
-        "decoder_norm": torch.linalg.vector_norm(dec, dim=1),
-        "encoder_norm": torch.linalg.vector_norm(enc, dim=1),
-    }
-    if enc.shape == dec.shape:
-        columns["enc_dec_cos"] = functional.cosine_similarity(enc, dec, dim=1)
-    return {name: column.float().cpu().numpy() for name, column in columns.items()}
+    w_enc, w_dec = weights["W_enc"], weights["W_dec"]
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, w_dec.shape[0], _BLOCK):  # a copy in float64 of all is too large
+        some = slice(start, start + _BLOCK)
+        enc, dec = w_enc[:, some].T.double(), w_dec[some].double()
+        columns = {
+            "decoder_norm": torch.linalg.vector_norm(dec, dim=1),
+            "encoder_norm": torch.linalg.vector_norm(enc, dim=1),
+        }
+        if enc.shape == dec.shape:
+            columns["enc_dec_cos"] = functional.cosine_similarity(enc, dec, dim=1)
+        for name, column in columns.items():
+            found.setdefault(name, []).append(column.float())
+    return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
 
 
 Autoencoder = SparseAutoencoder | CustomAutoencoder

@@ -30,21 +30,27 @@ def ordered_bits(value: Float32[Tensor, " n"]) -> Int64[Tensor, " n"]:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Tokens of consecutive contexts, and which of them the statistics count.
+    """Tokens of some contexts, and which of them the statistics count.
 
     Parameters
     ----------
-    first : int
-        Index of the first context in the corpus.
+    number : Tensor int64 [context]
+        Index of each context in the corpus.
     tokens : Tensor int64 [context pos]
         Token ids; anything where there is padding.
     valid : Tensor bool [context pos]
         False on padding and on masked tokens.
     """
 
-    first: int
+    number: Int64[Tensor, " context"]
     tokens: Int64[Tensor, "context pos"]
     valid: Bool[Tensor, "context pos"]
+
+    @classmethod
+    def consecutive(cls, first: int, tokens: Tensor, valid: Tensor) -> "Contexts":
+        """Return contexts that follow one another from number `first` on."""
+        number = torch.arange(first, first + tokens.shape[0], device=tokens.device)
+        return cls(number, tokens, valid)
 
     @property
     def n(self) -> int:
@@ -61,12 +67,13 @@ class Contexts:
 class Peaks:
     """The largest activation of each feature in each context in which it is active.
 
-    ``cell`` is (context - first) * width of the feature tile + column in the tile; rows are
-    ordered by cell. Of equal values the earliest position counts.
+    ``cell`` is the place of the context in its batch * width of the feature tile + column in
+    the tile; rows are ordered by cell. Of equal values the earliest position counts.
     """
 
     cell: Int64[Tensor, " peak"]
     feature: Int64[Tensor, " peak"]
+    local: Int64[Tensor, " peak"]  # place of the context in its batch
     context: Int64[Tensor, " peak"]  # index in the corpus
     pos: Int64[Tensor, " peak"]
     value: Float32[Tensor, " peak"]
@@ -76,6 +83,7 @@ class Peaks:
         return Peaks(
             self.cell[index],
             self.feature[index],
+            self.local[index],
             self.context[index],
             self.pos[index],
             self.value[index],
@@ -84,7 +92,7 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Activations:
-    """Active (token, feature) pairs of some contexts, for a tile of features.
+    """Active (token, feature) pairs of some contexts, for a range of features.
 
     Valid tokens only, each pair once, ordered by row. All contexts are whole: a (context,
     feature) pair is never split over two batches.
@@ -94,7 +102,7 @@ class Activations:
     contexts : Contexts
         Where the rows are.
     row : Tensor int64 [active]
-        (context - contexts.first) * context_size + position, ascending.
+        place of the context in the batch * tokens per context + position, ascending.
     feature : Tensor int64 [active]
         Feature index, from `first_feature` to `first_feature` + `n_features` - 1.
     value : Tensor float32 [active]
@@ -115,7 +123,7 @@ class Activations:
         if self.row.device == device:
             return self
         there = Contexts(
-            self.contexts.first,
+            self.contexts.number.to(device),
             self.contexts.tokens.to(device),
             self.contexts.valid.to(device),
         )
@@ -135,7 +143,7 @@ class Activations:
 
     @cached_property
     def context(self) -> Tensor:
-        """Context of each pair, counted from the batch's first: int64 [active]."""
+        """Place of each pair's context in the batch: int64 [active]."""
         return torch.div(self.row, self.contexts.size, rounding_mode="floor")
 
     @cached_property
@@ -163,11 +171,12 @@ class Activations:
         best.scatter_reduce_(0, self.cell, key, "amax")
         cell = flat_nonzero(best)
         key = best[cell]
-        context = torch.div(cell, self.n_features, rounding_mode="floor")
+        local = torch.div(cell, self.n_features, rounding_mode="floor")
         return Peaks(
             cell=cell,
-            feature=cell - context * self.n_features + self.first_feature,
-            context=context + self.contexts.first,
+            feature=cell - local * self.n_features + self.first_feature,
+            local=local,
+            context=self.contexts.number[local],
             pos=_LAST_POSITION - (key & _LAST_POSITION),
             value=(key >> POSITION_BITS).to(torch.int32).view(torch.float32),
         )

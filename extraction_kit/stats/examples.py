@@ -70,13 +70,12 @@ class Rows:
         near = near[torch.argsort(owner[near], stable=True)]
         owner, entry, pos = owner[near], entry[near], pos[near]
         start = (peaks.pos - before).clamp_(min=0)
-        local = peaks.context - batch.contexts.first
         return cls(
             feature=peaks.feature,
             value=peaks.value,
             context=peaks.context,
             pos=peaks.pos,
-            token=batch.contexts.tokens[local, peaks.pos].to(torch.int32),
+            token=batch.contexts.tokens[peaks.local, peaks.pos].to(torch.int32),
             length=torch.bincount(owner, minlength=n),
             act_off=(pos - start[owner]).to(torch.int32),
             act_val=batch.value[entry],

@@ -75,13 +75,13 @@ class SilentExamples(FeatureStatistic):
     def update(self, batch: Activations) -> "SilentExamples":
         """Take in the contexts of `batch` that could be in the pool, and who is active."""
         known = batch.contexts
-        number = torch.arange(known.n, device=known.tokens.device) + known.first
+        number = known.number
         enters = (self._hash(number) <= self._bound) & known.valid.any(dim=1)
         local = torch.nonzero(enters).squeeze(1)
         if not local.numel():
             return self
         pos = self._positions(number[local], known.valid[local])
-        pairs = torch.nonzero(enters[batch.peaks.context - known.first]).squeeze(1)
+        pairs = torch.nonzero(enters[batch.peaks.local]).squeeze(1)
         self._take(
             {
                 "context": number[local],

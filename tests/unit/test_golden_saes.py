@@ -29,7 +29,7 @@ def computed(folder, x):
     spec = describe_sae(folder)
     sae = load_sae(spec, device=torch.device("cpu"), dtype=torch.float32)
     n = x.shape[0]
-    contexts = Contexts(
+    contexts = Contexts.consecutive(
         0, torch.zeros((n, 1), dtype=torch.int64), torch.ones((n, 1), dtype=torch.bool)
     )
     normal = sae.normalize(x)

@@ -104,7 +104,7 @@ def encoded(sae, x, valid=None):
     """Return dense activations and reconstruction of `x`, put together from tiles."""
     n = x.shape[0]
     valid = torch.ones((n, 1), dtype=torch.bool) if valid is None else valid
-    contexts = Contexts(0, torch.zeros((n, 1), dtype=torch.int64), valid)
+    contexts = Contexts.consecutive(0, torch.zeros((n, 1), dtype=torch.int64), valid)
     normal = sae.normalize(x)
     acts, x_hat = np.zeros((n, D_SAE)), sae.baseline(x)
     for batch in sae.encode(normal.x, contexts):
@@ -143,7 +143,8 @@ def test_tiles_of_rows_and_features_change_nothing(tmp_path, architecture, monke
     x = 3 * torch.randn(40, D_IN, generator=torch.Generator().manual_seed(1))
     acts, _ = encoded(loaded(tmp_path / "whole", config, weights), x)
     monkeypatch.setattr(saes, "FEATURE_TILE", 128)  # 300 features: two whole, one not
-    monkeypatch.setattr(saes, "TILE_ELEMENTS", 7 * 128)
+    monkeypatch.setattr(saes, "TILE_ELEMENTS", {"cpu": 7 * 128})
+    monkeypatch.setattr(saes, "CELLS", 40 * 128)  # the statistics get one tile at a time
     tiled, _ = encoded(loaded(tmp_path / "tiled", config, weights), x)
     np.testing.assert_array_equal(acts > 0, tiled > 0)
     np.testing.assert_allclose(acts, tiled, rtol=1e-5)

@@ -78,7 +78,7 @@ def batch_of(stream, first, n, *, tile=(0, D_SAE)):
     shown = shown.reshape(-1, tile[1])
     row, column = np.nonzero(shown)
     return Activations(
-        Contexts(first, torch.from_numpy(tokens), torch.from_numpy(valid)),
+        Contexts.consecutive(first, torch.from_numpy(tokens), torch.from_numpy(valid)),
         torch.from_numpy(row),
         torch.from_numpy(column + tile[0]),
         torch.from_numpy(shown[row, column]),
@@ -262,7 +262,7 @@ def test_counts_go_beyond_what_a_float32_can_count():
     moments.n_active += 2**24
     tokens = torch.zeros((1, 1), dtype=torch.int64)
     one = torch.zeros(1, dtype=torch.int64)
-    contexts = Contexts(0, tokens, torch.ones((1, 1), dtype=torch.bool))
+    contexts = Contexts.consecutive(0, tokens, torch.ones((1, 1), dtype=torch.bool))
     moments.update(Activations(contexts, one, one, torch.ones(1), 0, 1))
     assert moments.compute()["n_active"].tolist() == [2**24 + 1]
 

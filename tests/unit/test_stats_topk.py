@@ -16,7 +16,7 @@ def context(number, acts, valid=None):
     if valid is not None:
         row = row[torch.tensor(valid)[row]]
     tokens = torch.arange(100 * number, 100 * number + SIZE)[None]
-    contexts = Contexts(number, tokens, torch.ones((1, SIZE), dtype=torch.bool))
+    contexts = Contexts.consecutive(number, tokens, torch.ones((1, SIZE), dtype=torch.bool))
     return Activations(contexts, row, torch.zeros_like(row), acts[row], 0, 1)
 
 

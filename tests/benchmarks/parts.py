@@ -1,0 +1,160 @@
+"""What the engine's benchmarks read: a GPT-2-shaped model, real English, SAEs with real skew.
+
+The model has random weights of GPT-2's shape, since only its arithmetic counts here. The SAEs
+have random directions and thresholds that give each feature a density drawn from a log-normal
+distribution, so that few features fire often and many rarely, as in a trained SAE.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from extraction_kit.config import ExtractionConfig, Settings
+from extraction_kit.corpora import Corpus, prepare
+from extraction_kit.demo.texts import write_texts
+from extraction_kit.paths import Paths
+from extraction_kit.sources.loading import quiet_transformers
+from extraction_kit.testing import save_sae
+from extraction_kit.trainings import Training, describe_training
+
+D_IN, N_LAYERS, HOOK_LAYER, VOCAB = 512, 6, 2, 16_384
+HOOK_NAME = f"blocks.{HOOK_LAYER}.hook_resid_post"
+CONTEXT_SIZE = 128
+L0_OF_JUMPRELU, K_OF_TOPK = 50, 32
+SKEW = 1.5
+"""Standard deviation of the logarithm of a feature's density."""
+_SEEN = 4096  # tokens on which thresholds are set
+_BLOCK = 8192  # features at once
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Model and texts on disk."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """Folder of the model with its tokenizer."""
+        return self.folder / "model"
+
+    @property
+    def texts(self) -> Path:
+        """``.jsonl`` of the documents."""
+        return self.folder / "texts.jsonl"
+
+    def corpus(self, training: Training, config: ExtractionConfig) -> Corpus:
+        """Return the texts as contexts of tokens."""
+        paths = Paths.of(self.folder / "workspace", Settings())
+        return prepare(self.texts, tokenizer=training.tokenizer, config=config, paths=paths)
+
+    def training(self, architecture: str, d_sae: int, *, d_in: int = D_IN) -> Training:
+        """Return an SAE of some size with the model; made on the first call."""
+        sae = self.folder / f"{architecture}-{d_sae}"
+        if not (sae / "sae_weights.safetensors").exists():
+            x = self._activations()
+            config, weights = _sae(architecture, d_sae, x)
+            save_sae(sae, config, weights)
+        return describe_training("bench", sae=sae, model=self.model, hook_name=HOOK_NAME)
+
+    def _activations(self) -> Tensor:
+        """Return what an SAE reads, on some of the corpus: [token, d_in]."""
+        tokenizer = ByteLevelBPETokenizer.from_file(
+            str(self.folder / "vocab.json"), str(self.folder / "merges.txt")
+        )
+        ids: list[int] = []
+        for text in _read(self.texts):
+            ids += tokenizer.encode(text).ids
+            if len(ids) > _SEEN:
+                break
+        model = GPT2LMHeadModel.from_pretrained(self.model).eval()
+        tokens = torch.tensor(ids[:_SEEN]).reshape(-1, CONTEXT_SIZE)
+        with torch.inference_mode():
+            states = model.transformer(tokens, output_hidden_states=True).hidden_states
+        return states[HOOK_LAYER + 1].reshape(-1, D_IN).clone()
+
+
+def make_parts(folder: Path) -> Parts:
+    """Write model, tokenizer and texts into `folder`, unless they are there."""
+    parts = Parts(folder)
+    if (parts.model / "model.safetensors").exists():
+        return parts
+    folder.mkdir(parents=True, exist_ok=True)
+    write_texts(parts.texts)
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        _read(parts.texts),
+        vocab_size=VOCAB,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    parts.model.mkdir()
+    tokenizer.save_model(str(folder))
+    tokenizer.save(str(parts.model / "tokenizer.json"))
+    (parts.model / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|endoftext|>"})
+    )
+    shape = GPT2Config(
+        vocab_size=VOCAB,
+        n_positions=1024,
+        n_embd=D_IN,
+        n_layer=N_LAYERS,
+        n_head=8,
+        initializer_range=0.1,  # so that attention and MLP change the stream
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(0)
+        GPT2LMHeadModel(shape).save_pretrained(parts.model)
+    return parts
+
+
+def _read(texts: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in texts.read_text().splitlines()]
+
+
+def _sae(
+    architecture: str, d_sae: int, x: Tensor
+) -> tuple[dict[str, object], dict[str, Tensor]]:
+    chance = torch.Generator().manual_seed(d_sae)
+    w_dec = torch.nn.functional.normalize(torch.randn(d_sae, D_IN, generator=chance), dim=1)
+    rare = torch.exp(SKEW * torch.randn(d_sae, generator=chance))
+    l0 = L0_OF_JUMPRELU if architecture == "jumprelu" else K_OF_TOPK
+    density = (rare * (l0 / float(rare.sum()))).clamp(1e-6, 0.3)
+    b_dec = x.mean(0)
+    height = math.sqrt(2) * torch.erfinv(1 - 2 * density)  # of a normal distribution
+    bound = torch.empty(d_sae)
+    for start in range(0, d_sae, _BLOCK):
+        some = slice(start, start + _BLOCK)
+        pre = (x - b_dec) @ w_dec[some].T
+        bound[some] = pre.mean(0) + pre.std(0) * height[some]
+    config: dict[str, object] = {
+        "architecture": architecture,
+        "d_in": D_IN,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"hook_name": HOOK_NAME, "model_name": "bench", "prepend_bos": False},
+    }
+    weights = {
+        "W_enc": w_dec.T.contiguous(),
+        "W_dec": w_dec,
+        "b_enc": torch.zeros(d_sae),
+        "b_dec": b_dec,
+    }
+    if architecture == "jumprelu":
+        weights["threshold"] = bound.clamp(min=1e-3)
+    else:
+        config |= {"k": K_OF_TOPK, "rescale_acts_by_decoder_norm": False}
+        weights["b_enc"] = -bound  # features whose bound is high win rarely
+    return config, weights
