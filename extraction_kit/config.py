@@ -108,6 +108,9 @@ class ExtractionConfig:
     """Positions in the context (0 is the first token, BOS if there is one) not counted."""
     dtype: Dtype = "float32"
     """Arithmetic of model and SAE. Statistics are int64 and float64 always."""
+    sae_dtype: Dtype | None = None
+    """Arithmetic of the SAE, where it is not that of the model: "float32" beside a model in
+    bfloat16 sums and compares pre-activations in float32."""
     seed: int = 0
     """Seed of everything sampled (which features a preview shows, random examples)."""
 
@@ -123,6 +126,8 @@ class ExtractionConfig:
         _check_int("seed", self.seed, low=0, high=2**63 - 1)
         _check_choice("packing", self.packing, get_args(Packing))
         _check_choice("dtype", self.dtype, get_args(Dtype))
+        if self.sae_dtype is not None:
+            _check_choice("sae_dtype", self.sae_dtype, get_args(Dtype))
         _check_bool("exclude_special_tokens", self.exclude_special_tokens)
         if self.prepend_bos is not None:
             _check_bool("prepend_bos", self.prepend_bos)
@@ -215,9 +220,11 @@ class Settings:
     preflight: Literal["refuse", "report"] = "refuse"
     """What is done if the first batch shows that the SAE does not explain what it reads:
     "refuse" stops before the work, "report" records it with the result and goes on."""
-    tile_tokens: int = 1024
+    tile_tokens: int | None = None
     """Tokens per micro-batch; rounded down to whole contexts, at least one. Part of the
-    numerics fingerprint: a checkpoint continues only under the same tile."""
+    numerics fingerprint: a checkpoint continues only under the same tile. None takes 1024 on
+    a CPU and 16384 on a GPU, halved before the first token until they fit into memory, and
+    the checkpoint's when a run is resumed."""
     beat_s: float = 15.0
     """Seconds between two beats of a working process."""
     lease_s: float = 90.0
@@ -254,6 +261,7 @@ class Settings:
                 msg = f"{name}={value!r}: a number of seconds above 0 is allowed"
                 raise BadSettings(msg)
         self._check_alerts()
+        self._check_work()
         if not 0 < self.self_check_share < 1:
             msg = f"self_check_share={self.self_check_share!r}: between 0 and 1 is allowed"
             raise BadSettings(msg)
@@ -263,17 +271,19 @@ class Settings:
                 f"at most {self.self_check_share} of it, or a healthy run looks silent"
             )
             raise BadSettings(msg)
+        if self.shared is not None:
+            object.__setattr__(self, "shared", Path(self.shared).expanduser().absolute())
+
+    def _check_work(self) -> None:
         if self.device_map is not None:
             _check_choice("device_map", self.device_map, DEVICE_MAPS, error=BadSettings)
         _check_choice("preflight", self.preflight, ("refuse", "report"), error=BadSettings)
-        _check_int("tile_tokens", self.tile_tokens, low=1, high=2**24, error=BadSettings)
         _check_int(
             "min_free_bytes", self.min_free_bytes, low=0, high=2**53, error=BadSettings
         )
-        if self.threads is not None:
-            _check_int("threads", self.threads, low=1, high=4096, error=BadSettings)
-        if self.shared is not None:
-            object.__setattr__(self, "shared", Path(self.shared).expanduser().absolute())
+        for name, high in (("tile_tokens", 2**24), ("threads", 4096)):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), low=1, high=high, error=BadSettings)
 
     def _check_alerts(self) -> None:
         _check_bool("auto_fail", self.auto_fail, error=BadSettings)

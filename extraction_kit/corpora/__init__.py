@@ -7,5 +7,14 @@ and masks: the same texts under the same options are the same corpus.
 from extraction_kit.corpora.corpus import ContextBatch, Corpus
 from extraction_kit.corpora.preparation import Progress, prepare
 from extraction_kit.corpora.progress import progress_bar
+from extraction_kit.corpora.tiles import ReadingOrder, TilePlan
 
-__all__ = ["ContextBatch", "Corpus", "Progress", "prepare", "progress_bar"]
+__all__ = [
+    "ContextBatch",
+    "Corpus",
+    "Progress",
+    "ReadingOrder",
+    "TilePlan",
+    "prepare",
+    "progress_bar",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 
 from extraction_kit import atomic
 from extraction_kit.errors import BadCorpus
@@ -16,6 +16,8 @@ from extraction_kit.trainings.files import read_json
 
 CORPUS_FORMAT = 1
 ROWS_PER_GROUP = 1024
+KEPT_TOKENS = 2**22
+"""Tokens of read row groups that are kept, at least two groups: 24 MiB."""
 CONTEXTS = "contexts.parquet"
 SPEC = "corpus.json"
 SCHEMA = pa.schema(
@@ -48,7 +50,7 @@ class ContextBatch:
         """Return the number of contexts."""
         return len(self.tokens)
 
-    def __getitem__(self, rows: slice) -> "ContextBatch":
+    def __getitem__(self, rows: slice | np.ndarray) -> "ContextBatch":
         """Return a copy of some contexts."""
         return ContextBatch(
             self.tokens[rows].copy(), self.present[rows].copy(), self.valid[rows].copy()
@@ -161,7 +163,7 @@ class Corpus:
     def read(self, start: int, n: int) -> ContextBatch:
         """Return `n` contexts from number `start` on; fewer where the corpus ends.
 
-        Reads whole row groups and keeps the last two, so that reading on is cheap.
+        Reads whole row groups and keeps the last ones, so that reading on is cheap.
         """
         if not 0 <= start < self.n_contexts or n < 1:
             msg = (
@@ -183,11 +185,32 @@ class Corpus:
             np.concatenate([part.valid for part in parts]),
         )
 
+    def read_at(self, numbers: Int64[np.ndarray, " context"], length: int) -> ContextBatch:
+        """Return the contexts with these numbers, ascending, cut to `length` tokens."""
+        group = numbers // ROWS_PER_GROUP
+        parts = [
+            self._group(int(each))[numbers[group == each] - each * ROWS_PER_GROUP]
+            for each in np.unique(group)
+        ]
+        return ContextBatch(
+            *(
+                np.concatenate([getattr(part, name)[:, :length] for part in parts])
+                for name in ("tokens", "present", "valid")
+            )
+        )
+
+    def lengths(self) -> Int32[np.ndarray, " context"]:
+        """Return the number of tokens of each context."""
+        column = pq.read_table(self.path / CONTEXTS, columns=["n_tok"])["n_tok"]
+        found: np.ndarray = column.to_numpy()
+        return found
+
     def _group(self, group: int) -> ContextBatch:
         batch = self._groups.get(group)
         if batch is None:
             batch = self._read_group(group)
-            for old in list(self._groups)[:-1]:
+            kept = max(2, KEPT_TOKENS // (ROWS_PER_GROUP * self.context_size))
+            for old in list(self._groups)[: 1 - kept]:
                 self._groups.pop(old, None)
             self._groups[group] = batch
         return batch

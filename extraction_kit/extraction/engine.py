@@ -1,12 +1,12 @@
 """The loop: contexts through the model and the SAE into the statistics, once.
 
-Knows neither ledger nor queue. Every batch has the same shape (the compute tile; the last
-one is padded), so that the result does not depend on where the work was interrupted.
+Knows neither ledger nor queue. The tiles and their shapes are the same from the first to the
+last attempt, so that the result does not depend on where the work was interrupted.
 """
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
         A checkpoint cannot be written.
     """
     tell = on_progress or _tell_nobody
+    checkpoint = None if resume_from is None else best(resume_from)
     with cpu_threads(settings.threads) as threads, torch.inference_mode():
         rig = Rig(
             training,
@@ -93,6 +94,7 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
             settings=settings,
             threads=threads,
             tell=lambda phase: tell(Progress(phase=phase, n_tokens=corpus.n_tokens)),
+            tile=None if settings.tile_tokens is not None else _tile_of(checkpoint),
         )
         job = _Extraction(
             rig=rig,
@@ -102,14 +104,21 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
             tell=tell,
             clock=clock,
         )
-        if resume_from is not None:
-            job.resume(resume_from)
+        if checkpoint is not None:
+            job.resume(checkpoint)
         job.run()
         return job.result()
 
 
 def _tell_nobody(_: Progress) -> None:
     pass
+
+
+def _tile_of(checkpoint: Checkpoint | None) -> int | None:
+    """Return the tile that a checkpoint was made with, if it says so."""
+    fingerprint = {} if checkpoint is None else checkpoint.meta.get("fingerprint") or {}
+    tile = fingerprint.get("tile_contexts")
+    return tile if isinstance(tile, int) and tile > 0 else None
 
 
 @dataclass(kw_only=True)
@@ -128,22 +137,20 @@ class _Extraction:
     saved_contexts: int = 0
     saved_tokens: int | None = None
     resumed_from: int | None = None
+    tiles: Generator[Tile, None, None] = field(init=False, repr=False)
     rate: Rate = field(default_factory=Rate)
     live: dict[str, Any] = field(default_factory=dict)
 
     # --- before the first batch ---
 
-    def resume(self, run_folder: Path) -> None:
-        """Continue from the best checkpoint below `run_folder`, if there is one.
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint.
 
         Raises
         ------
         CheckpointUnusable
             It was made for something else, or under other numerics.
         """
-        checkpoint = best(run_folder)
-        if checkpoint is None:
-            return
         self._phase("resuming")
         meta = checkpoint.meta
         self._refuse_foreign(checkpoint)
@@ -155,7 +162,7 @@ class _Extraction:
         except (KeyError, ValueError) as error:
             raise CheckpointUnusable(
                 f"checkpoint {checkpoint.path} does not fit this extraction ({error}): "
-                f"delete {run_folder} to start from the beginning"
+                f"delete {checkpoint.path.parent.parent} to start from the beginning"
             ) from error
         self.n_contexts_done = self.saved_contexts = int(meta["n_contexts_done"])
         self.n_tokens_done = self.saved_tokens = int(meta["n_tokens_done"])
@@ -194,6 +201,7 @@ class _Extraction:
         self.started = self.last_save = self.clock()
         self.rate.note(self.started, self.n_tokens_done)
         self._phase("extracting")
+        self.tiles = self.rig.tiles(self.n_contexts_done)
         try:
             while self.n_contexts_done < self.rig.corpus.n_contexts:
                 with self.rig.memory_errors():
@@ -206,6 +214,8 @@ class _Extraction:
             if self.n_contexts_done > self.saved_contexts:
                 self._save()
             raise
+        finally:
+            self.tiles.close()
         if self.n_contexts_done > self.saved_contexts:
             self._save()  # from here to the published result nothing is computed twice
         if self.n_tokens_done != self.rig.corpus.n_tokens:
@@ -216,7 +226,7 @@ class _Extraction:
             )
 
     def _batch(self) -> None:
-        tile = self.rig.read(self.n_contexts_done)
+        tile = next(self.tiles)
         self._measure(tile)
         self.n_contexts_done += len(tile.batch)
         self.n_tokens_done += int(tile.batch.valid.sum())

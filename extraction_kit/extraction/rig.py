@@ -1,10 +1,12 @@
 """Model, SAE and corpus together on a device: loaded, checked, and read in tiles.
 
-Every tile has the same shape (the last one is padded), so that the numbers do not depend on
-where the work was interrupted.
+The shape of a tile depends on the length of its contexts alone (the last one of a kind is
+padded), so that the numbers do not depend on where the work was interrupted.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ import transformers
 from torch import Tensor
 
 from extraction_kit.config import ExtractionConfig, Settings
-from extraction_kit.corpora import ContextBatch, Corpus
+from extraction_kit.corpora import ContextBatch, Corpus, ReadingOrder, TilePlan
 from extraction_kit.errors import BadCorpus, BadModel, BadSettings
 from extraction_kit.sources.devices import (
     DTYPES,
@@ -25,13 +27,18 @@ from extraction_kit.sources.devices import (
 )
 from extraction_kit.sources.loading import load_model
 from extraction_kit.sources.models import HookedModel
-from extraction_kit.sources.preflight import Batch, Parts, preflight
+from extraction_kit.sources.preflight import Batch, Parts, Preflight, preflight
 from extraction_kit.sources.saes import Autoencoder, load_sae
 from extraction_kit.stats import Collection, Contexts, Sizes
 from extraction_kit.trainings import Training, resolve_target
 
+log = logging.getLogger(__name__)
+
 HOOK_TOKENS = 16
 """Tokens on which the hookpoint is checked against the model's own hidden states."""
+TILE_TOKENS = {"cpu": 1024}
+"""Tokens of a tile by type of device, if nobody says how many."""
+_TILE_TOKENS = 16_384  # of other devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,9 @@ class Rig:
         CPU threads in use; part of the numerics.
     tell : callable
         Called with the name of each phase.
+    tile : int, optional
+        Whole contexts per tile of a checkpoint that is to be continued; used where
+        ``settings.tile_tokens`` is None.
 
     Raises
     ------
@@ -81,6 +91,7 @@ class Rig:
         settings: Settings,
         threads: int,
         tell: Callable[[str], None],
+        tile: int | None = None,
     ) -> None:
         _check_sizes(training, corpus)
         self.training, self.corpus = training, corpus
@@ -92,14 +103,14 @@ class Rig:
         self.model = self._load_model()
         tell("loading SAE")
         self.sae: Autoencoder = load_sae(
-            training.sae, device=self.device, dtype=DTYPES[config.dtype]
+            training.sae, device=self.device, dtype=DTYPES[config.sae_dtype or config.dtype]
         )
-        self.tile = max(1, settings.tile_tokens // corpus.context_size)
-        self.fingerprint = self._fingerprint(threads)
+        self.tile = tile or self._first_tile()
+        """Contexts of full length that are computed together."""
         tell("checking")
-        first = self._on_device(corpus.read(0, 1), at=0).tokens[:1, :HOOK_TOKENS]
-        self.equals_hidden_state = self.model.check_hookpoint(first)
-        self._preflight()
+        self._check_hookpoint()
+        self._preflight(may_halve=tile is None and settings.tile_tokens is None)
+        self.fingerprint = self._fingerprint(threads)
 
     @property
     def compares(self) -> bool:
@@ -126,11 +137,37 @@ class Rig:
             device=statistics_device(self.device),
         )
 
-    def read(self, first: int) -> Tile:
-        """Run the model over the contexts of a tile, beginning with `first`."""
-        batch = self.corpus.read(first, self.tile)
-        contexts = self._on_device(batch, at=first)
-        x, target = self.model.with_target(contexts.tokens, self._present(batch))
+    @property
+    def order(self) -> ReadingOrder:
+        """The tiles in the order in which they are computed."""
+        size = self.corpus.context_size
+        return ReadingOrder(
+            self.corpus.lengths(), context_size=size, tile_tokens=self.tile * size
+        )
+
+    def tiles(self, n_done: int = 0) -> Generator[Tile, None, None]:
+        """Yield what the model computes for the contexts after the first `n_done`.
+
+        The next tile is read from the disk while the one before is computed.
+        """
+        plans = self.order.after(n_done)
+        with ThreadPoolExecutor(1, thread_name_prefix="xk-read") as reader:
+            plan = next(plans, None)
+            waiting = reader.submit(self._read, plan)
+            while plan is not None:
+                batch = waiting.result()
+                following = next(plans, None)
+                waiting = reader.submit(self._read, following)
+                yield self._computed(plan, batch)
+                plan = following
+
+    def _read(self, plan: TilePlan | None) -> ContextBatch | None:
+        return None if plan is None else self.corpus.read_at(plan.contexts, plan.length)
+
+    def _computed(self, plan: TilePlan, batch: ContextBatch | None) -> Tile:
+        assert batch is not None  # noqa: S101 - only read for a plan
+        contexts = self._on_device(plan, batch)
+        x, target = self.model.with_target(contexts.tokens, self._present(plan, batch))
         return Tile(batch=batch, contexts=contexts, x=x, target=target)
 
     def refuse_non_finite(self, x: Tensor, x_hat: Tensor, tile: Tile) -> None:
@@ -145,10 +182,10 @@ class Rig:
         for name, values in (("activations", x), ("reconstruction", x_hat)):
             bad = torch.nonzero(~torch.isfinite(values[valid]).all(dim=1)).squeeze(1)
             if bad.numel():
-                context, pos = divmod(int(valid[bad[0]]), self.corpus.context_size)
+                context, pos = divmod(int(valid[bad[0]]), tile.contexts.size)
                 raise BadModel(
                     f"the {name} at {self.compared_at.hook_name!r} are not finite "
-                    f"at context {tile.contexts.first + context}, position {pos} "
+                    f"at context {int(tile.contexts.number[context])}, position {pos} "
                     f"(dtype={self.config.dtype!r}): use dtype='float32' or 'bfloat16', or "
                     "another hook_name"
                 )
@@ -162,13 +199,29 @@ class Rig:
             if isinstance(error, RuntimeError) and not _is_memory(error):
                 raise
             raise BadSettings(
-                f"tile_tokens={self.settings.tile_tokens} does not fit into the memory of "
+                f"tile_tokens={self._tile_tokens} does not fit into the memory of "
                 f"{describe_device(self.device)}: lower it, for example "
-                f"Settings(tile_tokens={max(1, self.settings.tile_tokens // 2)}). "
+                f"Settings(tile_tokens={max(1, self._tile_tokens // 2)}). "
                 "Checkpoints continue only under the tile that they were made with"
             ) from error
 
     # --- loading and checking ---
+
+    def _first_tile(self) -> int:
+        wanted = self.settings.tile_tokens
+        if wanted is None:
+            wanted = TILE_TOKENS.get(self.device.type, _TILE_TOKENS)
+        return max(1, wanted // self.corpus.context_size)
+
+    @property
+    def _tile_tokens(self) -> int:
+        return self.settings.tile_tokens or self.tile * self.corpus.context_size
+
+    def _check_hookpoint(self) -> None:
+        plan = next(iter(self.order))
+        batch = self.corpus.read_at(plan.contexts[:1], plan.length)
+        tokens = self._on_device(plan, batch).tokens[:1, :HOOK_TOKENS]
+        self.equals_hidden_state = self.model.check_hookpoint(tokens)
 
     def _load_model(self, *, whole: bool = False) -> HookedModel:
         return load_model(
@@ -185,6 +238,7 @@ class Rig:
         found = {
             "device": describe_device(self.device),
             "dtype": self.config.dtype,
+            "sae_dtype": self.config.sae_dtype or self.config.dtype,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "threads": threads,
@@ -195,9 +249,30 @@ class Rig:
             found["device_map"] = self.settings.device_map
         return found
 
-    def _preflight(self) -> None:
-        with self.memory_errors():
-            tile = self.read(0)
+    def _preflight(self, *, may_halve: bool) -> None:
+        """Measure the first tile; where it does not fit, one half as large if that is allowed.
+
+        Before the first token is counted the tile is free: afterwards it is part of the
+        numerics.
+        """
+        while True:
+            try:
+                with self.memory_errors():
+                    self.preflight = self._measured_first_tile()
+            except BadSettings:
+                if not may_halve or self.tile == 1:
+                    raise
+                self.tile //= 2
+                log.info("the tile does not fit into memory: halved to %s", self.tile)
+            else:
+                return
+
+    def _measured_first_tile(self) -> Preflight:
+        tiles = self.tiles()
+        try:
+            tile = next(tiles)
+        finally:
+            tiles.close()
         target = tile.x if tile.target is None else tile.target
         for values in (tile.x, target):
             self.refuse_non_finite(values, values, tile)
@@ -213,41 +288,48 @@ class Rig:
         batch = Batch(
             tokens=tile.contexts.tokens, present=present, valid=tile.contexts.valid
         )
-        with self.memory_errors():
-            self.preflight = preflight(
-                parts, batch, refuse=self.settings.preflight == "refuse"
-            )
+        return preflight(parts, batch, refuse=self.settings.preflight == "refuse")
 
-    # --- the corpus in tiles ---
+    # --- tiles on the device ---
 
-    def _on_device(self, batch: ContextBatch, *, at: int) -> Contexts:
-        """Return `batch` as tensors, padded to the compute tile."""
-        shape = (self.tile, self.corpus.context_size)
+    def _on_device(self, plan: TilePlan, batch: ContextBatch) -> Contexts:
+        """Return `batch` as tensors, filled up to the rows of its tile."""
+        shape = (plan.rows, plan.length)
+        number = np.full(plan.rows, -1, dtype=np.int64)
         tokens = np.zeros(shape, dtype=np.int64)
         valid = np.zeros(shape, dtype=bool)
         # The pad id may lie outside the model's vocabulary; the model never looks back
         # from padding, so any known id will do.
+        number[: len(batch)] = plan.contexts[: len(batch)]
         tokens[: len(batch)] = np.where(batch.present, batch.tokens, 0)
         valid[: len(batch)] = batch.valid
-        if int(tokens.max()) >= self.training.model.vocab_size:
-            raise BadCorpus(
-                f"token id {int(tokens.max())} in contexts {at} to "
-                f"{at + len(batch) - 1}: the model has vocab_size="
-                f"{self.training.model.vocab_size}. Prepare the corpus with its tokenizer"
-            )
+        self._check_known(number, tokens)
         return Contexts(
-            first=at,
-            tokens=torch.from_numpy(tokens).to(self.device),
-            valid=torch.from_numpy(valid).to(self.device),
+            self._sent(number), tokens=self._sent(tokens), valid=self._sent(valid)
         )
 
-    def _present(self, batch: ContextBatch) -> Tensor | None:
+    def _sent(self, array: np.ndarray) -> Tensor:
+        here = torch.from_numpy(array)
+        if self.device.type == "cuda":  # the copy overlaps with what is being computed
+            return here.pin_memory().to(self.device, non_blocking=True)
+        return here.to(self.device)
+
+    def _check_known(self, number: np.ndarray, tokens: np.ndarray) -> None:
+        largest = int(tokens.max())
+        if largest >= self.training.model.vocab_size:
+            context = number[np.argmax(tokens.max(axis=1))]
+            raise BadCorpus(
+                f"token id {largest} in context {context}: the model has vocab_size="
+                f"{self.training.model.vocab_size}. Prepare the corpus with its tokenizer"
+            )
+
+    def _present(self, plan: TilePlan, batch: ContextBatch) -> Tensor | None:
         """Return where no padding is, for a model whose tokens see ahead."""
         if not self.model.sees_ahead:
             return None
-        present = np.zeros((self.tile, self.corpus.context_size), dtype=bool)
+        present = np.zeros((plan.rows, plan.length), dtype=bool)
         present[: len(batch)] = batch.present
-        return torch.from_numpy(present).to(self.device)
+        return self._sent(present)
 
 
 def _check_sizes(training: Training, corpus: Corpus) -> None:

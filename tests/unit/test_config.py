@@ -15,6 +15,7 @@ BAD = [
     ("window", 32), ("window", (1, 2, 3)), ("window", (-1, 4)), ("packing", "packed"),
     ("prepend_bos", "yes"), ("exclude_special_tokens", 1), ("ignore_tokens", "abc"),
     ("ignore_tokens", 5), ("ignore_positions", (-1,)), ("dtype", "fp32"), ("seed", -1),
+    ("sae_dtype", "fp32"),
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from extraction_kit.errors import BadCorpus, BadModel, BadSettings, CheckpointUn
 from extraction_kit.extraction import Progress, StopAfterCheckpoint, extract
 from extraction_kit.paths import Paths
 from extraction_kit.results import GROUPS, N_BANDS, N_BINS, bin_edges, result_digest
+from extraction_kit.sources.saes import SparseAutoencoder
 from extraction_kit.testing import ARCHITECTURES, tiny_training
 from extraction_kit.trainings import describe_training
 
@@ -334,7 +335,7 @@ def test_checkpoints_are_written_by_the_clock(parts, tmp_path):
     batches = [progress for progress in told if progress.n_contexts_done]
     numbers = sorted(int(path.name) for path in (tmp_path / "a1").iterdir())
     assert len(numbers) == 2
-    assert numbers[-1] == (len(batches) - 1) // 5 + 1  # and one when all is computed
+    assert numbers[-1] == -(-(len(batches) - 1) // 5)  # the last when all is computed
     saved = [progress.checkpoint_tokens for progress in batches]
     first = saved.index(batches[4].n_tokens_done)
     assert saved[:first] == [None] * first
@@ -452,7 +453,8 @@ def test_progress_is_told_at_each_phase_and_after_each_batch(parts):
     assert phases == ["loading model", "loading SAE", "checking", "extracting", "finishing"]
     batches = [progress for progress in told if progress.n_contexts_done]
     contexts = [progress.n_contexts_done for progress in batches[:-1]]
-    assert contexts == [*range(2, corpus.n_contexts, 2), corpus.n_contexts]
+    full = corpus.n_contexts - 1  # the last is short: a tile of its own
+    assert contexts == [*range(2, full, 2), full, corpus.n_contexts]
     assert all(progress.n_tokens == corpus.n_tokens for progress in told)
     assert batches[0].l0 == pytest.approx(6.0)
     assert batches[0].fvu > 0
@@ -520,6 +522,68 @@ def test_a_corpus_with_another_count_than_it_says_is_refused(parts):
             config=CONFIG,
             settings=SETTINGS,
         )
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """Let the SAE have room for so many rows."""
+    normalize = SparseAutoencoder.normalize
+
+    def limited(rows):
+        def with_so_much(self, x):
+            if len(x) > rows:
+                raise torch.OutOfMemoryError
+            return normalize(self, x)
+
+        monkeypatch.setattr(SparseAutoencoder, "normalize", with_so_much)
+
+    return limited
+
+
+AUTO = replace(SETTINGS, tile_tokens=None)
+
+
+def test_a_tile_that_nobody_chose_is_halved_until_it_fits(parts, small_memory):
+    training, corpus = parts()
+    whole = extract(training, corpus, config=CONFIG, settings=AUTO)
+    assert whole.provenance["fingerprint"]["tile_contexts"] == 1024 // 12
+    small_memory(rows=60)
+    halved = extract(training, corpus, config=CONFIG, settings=AUTO)
+    assert halved.provenance["fingerprint"]["tile_contexts"] == 5  # 85, 42, 21, 10, 5
+    chosen = replace(SETTINGS, tile_tokens=60)
+    same = extract(training, corpus, config=CONFIG, settings=chosen)
+    assert result_digest(halved) == result_digest(same)
+
+
+def test_a_resumed_run_keeps_the_tile_of_its_checkpoint(parts, stopped, undisturbed):
+    found = resumed(parts, stopped, settings=AUTO)
+    assert found.provenance["resumed_from_tokens"] > 0
+    assert found.provenance["fingerprint"]["tile_contexts"] == 2
+    assert result_digest(found) == result_digest(undisturbed)
+
+
+def test_the_tile_is_not_changed_once_tokens_are_counted(parts, stopped, small_memory):
+    small_memory(rows=12)
+    with pytest.raises(BadSettings, match="does not fit into the memory"):
+        resumed(parts, stopped, settings=AUTO)
+
+
+def test_a_float32_encoder_beside_a_bfloat16_model_is_nearer_to_float32(parts):
+    training, corpus = parts("jumprelu")
+    found = {
+        name: extract(training, corpus, config=CONFIG.replace(**dtypes), settings=SETTINGS)
+        for name, dtypes in {
+            "exact": {},
+            "low": {"dtype": "bfloat16"},
+            "mixed": {"dtype": "bfloat16", "sae_dtype": "float32"},
+        }.items()
+    }
+    assert found["mixed"].provenance["fingerprint"]["sae_dtype"] == "float32"
+    error = {
+        name: np.abs(each.features["sum_act"] - found["exact"].features["sum_act"]).sum()
+        for name, each in found.items()
+    }
+    assert 0 < error["mixed"] < error["low"]
 
 
 def test_too_little_memory_says_which_setting_to_lower(parts, monkeypatch):
