@@ -19,6 +19,7 @@ from extraction_kit.checkpoints import Checkpoint, best, save
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
+from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
 from extraction_kit.extraction.rig import Rig, Tile
 from extraction_kit.results import ExtractionResult
@@ -46,6 +47,7 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
     resume_from: Path | None = None,
     on_progress: OnProgress | None = None,
     clock: Callable[[], float] = time.monotonic,
+    given: Given | None = None,
 ) -> ExtractionResult:
     """Measure every feature of a training's SAE on a corpus.
 
@@ -72,6 +74,8 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
         after a checkpoint.
     clock : callable
         Seconds that only go up.
+    given : Given, optional
+        Model or SAE as objects of this process, which `training` only describes.
 
     Raises
     ------
@@ -85,7 +89,9 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
         A checkpoint cannot be written.
     """
     tell = on_progress or _tell_nobody
-    with cpu_threads(settings.threads) as threads, torch.inference_mode():
+    # What a caller's own module keeps of an inference tensor it could never train on again.
+    without_grad = torch.inference_mode() if given is None else torch.no_grad()
+    with cpu_threads(settings.threads) as threads, without_grad:
         rig = Rig(
             training,
             corpus,
@@ -93,6 +99,7 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
             settings=settings,
             threads=threads,
             tell=lambda phase: tell(Progress(phase=phase, n_tokens=corpus.n_tokens)),
+            given=given or Given(),
         )
         job = _Extraction(
             rig=rig,

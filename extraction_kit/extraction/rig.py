@@ -17,6 +17,8 @@ from torch import Tensor
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import ContextBatch, Corpus
 from extraction_kit.errors import BadCorpus, BadModel, BadSettings
+from extraction_kit.extraction.given import Given
+from extraction_kit.sources.custom_sae import CustomAutoencoder
 from extraction_kit.sources.devices import (
     DTYPES,
     describe_device,
@@ -63,6 +65,8 @@ class Rig:
         CPU threads in use; part of the numerics.
     tell : callable
         Called with the name of each phase.
+    given : Given
+        Model or SAE, where they are in memory already.
 
     Raises
     ------
@@ -81,9 +85,10 @@ class Rig:
         settings: Settings,
         threads: int,
         tell: Callable[[str], None],
+        given: Given,
     ) -> None:
         _check_sizes(training, corpus)
-        self.training, self.corpus = training, corpus
+        self.training, self.corpus, self._given = training, corpus, given
         self.config, self.settings = config, settings
         self.device = resolve_device(settings.device)
         self.target, self.not_compared_because = resolve_target(training)
@@ -91,9 +96,7 @@ class Rig:
         tell("loading model")
         self.model = self._load_model()
         tell("loading SAE")
-        self.sae: Autoencoder = load_sae(
-            training.sae, device=self.device, dtype=DTYPES[config.dtype]
-        )
+        self.sae = self._load_sae()
         self.tile = max(1, settings.tile_tokens // corpus.context_size)
         self.fingerprint = self._fingerprint(threads)
         tell("checking")
@@ -170,13 +173,22 @@ class Rig:
 
     # --- loading and checking ---
 
+    def _load_sae(self) -> Autoencoder:
+        spec, dtype = self.training.sae, DTYPES[self.config.dtype]
+        if self._given.sae is not None:
+            return CustomAutoencoder(spec, self._given.sae, device=self.device, dtype=dtype)
+        return load_sae(spec, device=self.device, dtype=dtype)
+
     def _load_model(self, *, whole: bool = False) -> HookedModel:
+        target = None if whole else self.target
+        if self._given.model is not None:
+            return self._given.hooked(self.training.model, self.training.hookpoint, target)
         return load_model(
             self.training.model,
             self.training.hookpoint,
             device=self.device,
             dtype=DTYPES[self.config.dtype],
-            target=None if whole else self.target,
+            target=target,
             device_map=self.settings.device_map,
             whole=whole,
         )
