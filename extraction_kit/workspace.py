@@ -9,6 +9,7 @@ from extraction_kit import embedded, service, status, widgets
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
 from extraction_kit.errors import BadConfig, WorkerNotStarted
+from extraction_kit.estimate import Estimate, estimate
 from extraction_kit.lifecycle import Answer
 from extraction_kit.paths import find_workspace
 from extraction_kit.repair import Repair, plan, repair
@@ -212,6 +213,25 @@ class Workspace:
             assert launched.refusal is not None  # noqa: S101 - for the type checker
             raise launched.refusal
         return Run(self._watcher, launched.run_id, refusal=launched.refusal)
+
+    def estimate(
+        self,
+        training_id: str,
+        *,
+        corpus: Any,  # noqa: ANN401 - see `corpus`
+        config: ExtractionConfig | None = None,
+        text_column: str | None = None,
+    ) -> Estimate:
+        """Say what a launch with the same arguments would take: time, memory and disk.
+
+        The corpus is prepared, as a launch would; nothing is launched. See
+        :func:`extraction_kit.estimate.estimate` for where the numbers come from.
+        """
+        training, config = self.training(training_id), config or ExtractionConfig()
+        prepared = self.corpus(
+            corpus, training_id=training_id, config=config, text_column=text_column
+        )
+        return estimate(self._bench, training, corpus=prepared, config=config)
 
     # --- runs ---
 
