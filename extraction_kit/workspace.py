@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from extraction_kit import embedded, service, status, widgets
 from extraction_kit.config import ExtractionConfig, Settings
@@ -15,6 +15,7 @@ from extraction_kit.paths import find_workspace
 from extraction_kit.repair import Repair, plan, repair
 from extraction_kit.run import Run, Watcher
 from extraction_kit.trainings import Training, describe_training
+from extraction_kit.trainings.saelens_release import fetch_release, is_release
 from extraction_kit.views import RunView
 from extraction_kit.workbench import Workbench
 
@@ -67,7 +68,7 @@ class Workspace:
         self,
         training_id: str,
         *,
-        sae: Path | str,
+        sae: Path | str | tuple[str, str],
         model: Path | str,
         hook_name: str | None = None,
         tokenizer: Path | str | None = None,
@@ -81,11 +82,12 @@ class Workspace:
         ----------
         training_id : str
             A name of your choice; its content can never change.
-        sae : path
+        sae : path, or (release, sae_id)
             Folder of an SAE or transcoder of SAELens, sparsify, dictionary_learning, Gemma
             Scope or Llama Scope; its files show which. Where a folder holds several, the
             path of the weight file that is meant. Other weights, and SAEs made by your own
-            code, need a ``sae_spec.json``.
+            code, need a ``sae_spec.json``. A pair is a release of SAELens
+            (``pip install 'extraction_kit[saelens]'``), saved once into the workspace.
         model : path or Hub id
             A transformers causal language model.
         hook_name : str, optional
@@ -101,9 +103,12 @@ class Workspace:
         TrainingConflict
             The id is registered with other content.
         """
+        folder = self._bench.paths.trainings / "saelens"
         training = describe_training(
             training_id,
-            sae=sae,
+            sae=fetch_release(*sae, folder=folder)
+            if is_release(sae)
+            else cast("Path | str", sae),
             model=model,
             hook_name=hook_name,
             tokenizer=tokenizer,
