@@ -77,6 +77,8 @@ def estimate(
        the rate of a float32 matrix product of 1024 x 1024, measured now in some 50 ms;
     4. on a GPU, or with workers elsewhere: not known.
 
+    The CE loss of ``n_ce_contexts``, measured after the pass, is not in the time.
+
     Parameters
     ----------
     bench : Workbench
@@ -194,15 +196,19 @@ def memory_bytes(
     Libraries (500 MiB) + the model's weights up to the hook, in `config.dtype` + the larger
     of loading the SAE (24 d_in d_sae: its weights, and both norms in float64) and computing
     with it: its weights twice, the tile, and the statistics (`state_bytes`, three times
-    while they are sorted or saved).
+    while they are sorted or saved). With ``n_ce_contexts`` the whole model, and the logits
+    of a tile in float32, twice.
     """
     sae, width = training.sae, _BYTES[config.dtype]
-    layers = _layers(training)
+    layers, logits = _layers(training), 0
+    if config.n_ce_contexts:
+        layers = training.model.n_layers
+        logits = 2 * 4 * settings.tile_tokens * training.model.vocab_size
     model = sum(n for n, layer, _ in _weights(training.model) if layer < layers) * width
     pairs = sae.d_in * sae.d_sae
     tile = settings.tile_tokens * (min(sae.d_sae, 8192) * 5 + 16 * sae.d_in)
     working = 16 * pairs + tile + 3 * state_bytes(training, corpus, config)
-    return int(_LIBRARIES + model + max(24 * pairs, working))
+    return int(_LIBRARIES + model + max(24 * pairs, working, 16 * pairs + logits))
 
 
 def state_bytes(training: Training, corpus: Corpus, config: ExtractionConfig) -> int:

@@ -19,6 +19,7 @@ from extraction_kit.checkpoints import Checkpoint, best, save
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
+from extraction_kit.extraction.ce_loss import CeLoss, measure_ce_loss
 from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
 from extraction_kit.extraction.rig import Rig, Tile
@@ -302,6 +303,7 @@ class _Extraction:
         self._phase("finishing")
         elapsed_s = self._elapsed_s()
         found = self.statistics.compute()
+        losses = measure_ce_loss(self.rig, tell=lambda: self._phase("finishing"))
         quality = found["quality"]
         features = found["features"] | self.rig.sae.weight_columns
         summary = {
@@ -317,6 +319,7 @@ class _Extraction:
             "mse": quality["mse"],
             "n_dead": self.statistics.n_dead(),
             "n_dense": self.statistics.n_dense(),
+            **losses.summary,
             "statistics_format": STATISTICS_FORMAT,
             "tokens_per_s": self.n_tokens_done / elapsed_s if elapsed_s > 0 else None,
             "elapsed_s": elapsed_s,
@@ -328,10 +331,10 @@ class _Extraction:
             examples=found["examples"],
             held_out=found["held_out"],
             summary=summary,
-            provenance=self._provenance(),
+            provenance=self._provenance(losses),
         )
 
-    def _provenance(self) -> dict[str, Any]:
+    def _provenance(self, losses: CeLoss) -> dict[str, Any]:
         rig, hookpoint = self.rig, self.rig.training.hookpoint
         return {
             "fingerprint": rig.fingerprint,
@@ -363,5 +366,6 @@ class _Extraction:
                 "compared_with": rig.compared_at.hook_name if rig.compares else None,
                 "not_compared_because": rig.not_compared_because,
             },
+            "ce_loss": losses.provenance(),
             "resumed_from_tokens": self.resumed_from,
         }

@@ -136,6 +136,22 @@ class Rig:
         x, target = self.model.with_target(contexts.tokens, self._present(batch))
         return Tile(batch=batch, contexts=contexts, x=x, target=target)
 
+    def gather(self, numbers: np.ndarray) -> Contexts:
+        """Return the contexts of some `numbers`, at most a tile of them."""
+        each = [self.corpus.read(int(number), 1) for number in numbers]
+        batch = ContextBatch(
+            np.concatenate([one.tokens for one in each]),
+            np.concatenate([one.present for one in each]),
+            np.concatenate([one.valid for one in each]),
+        )
+        return self._on_device(batch, at=int(numbers[0]))
+
+    def load_whole_model(self) -> HookedModel:
+        """Load the model with all its layers and its head, in the place of the cut one."""
+        del self.model  # not both at once
+        self.model = self._load_model(whole=True)
+        return self.model
+
     def refuse_non_finite(self, x: Tensor, x_hat: Tensor, tile: Tile) -> None:
         """Name the first valid token whose row of `x` or `x_hat` is not finite.
 

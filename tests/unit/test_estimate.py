@@ -181,6 +181,26 @@ def test_what_is_kept_per_feature_decides_the_disk(ws, tiny):
     assert disk(window=(1, 0)) < usual == disk(window=(64, 64))
 
 
+def test_the_ce_loss_needs_the_whole_model_and_its_logits(ws, tiny):
+    training = ws.training("tiny")
+    corpus = ws.corpus(tiny.corpus, training_id="tiny", config=CONFIG)
+
+    def memory(**changes):
+        settings = Settings(tile_tokens=2**16)
+        config = CONFIG.replace(**changes)
+        return estimate.memory_bytes(training, corpus, config, settings=settings)
+
+    layer = 4 * (
+        16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * 32 + 2 * 16
+    )  # the third, with its norms
+    assert memory(n_ce_contexts=5) - memory() == layer + max(
+        0,
+        2 * 4 * 2**16 * 64
+        - 2**16 * (48 * 5 + 16 * 16)
+        - 3 * estimate.state_bytes(training, corpus, CONFIG),
+    )
+
+
 def test_a_launch_that_would_fill_the_disk_is_refused_before_anything_is_made(
     ws, tiny, monkeypatch
 ):
