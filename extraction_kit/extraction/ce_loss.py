@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from extraction_kit.errors import BadModel, BadSettings
 from extraction_kit.extraction.rig import Rig
 from extraction_kit.results import GROUPS
 from extraction_kit.sources.models import HookedModel
@@ -56,7 +57,8 @@ class CeLoss:
 def measure_ce_loss(rig: Rig, *, tell: Callable[[], None]) -> CeLoss:
     """Measure on ``config.n_ce_contexts`` contexts, those with the smallest hash.
 
-    The whole model is loaded in the place of the one that ends at the hookpoint.
+    The whole model is loaded in the place of the one that ends at the hookpoint. What fails
+    then (no memory for the logits, no such place) is told as the reason, never raised.
 
     Parameters
     ----------
@@ -67,7 +69,18 @@ def measure_ce_loss(rig: Rig, *, tell: Callable[[], None]) -> CeLoss:
     """
     why_not = _why_not(rig)
     if why_not is not None:
-        return CeLoss(summary=dict.fromkeys(COLUMNS), not_measured_because=why_not)
+        return _absent(why_not)
+    try:
+        return _measured(rig, tell)
+    except (BadModel, BadSettings) as error:  # no reason to lose what the pass has found
+        return _absent(str(error))
+
+
+def _absent(because: str) -> CeLoss:
+    return CeLoss(summary=dict.fromkeys(COLUMNS), not_measured_because=because)
+
+
+def _measured(rig: Rig, tell: Callable[[], None]) -> CeLoss:
     chosen = drawn(rig.corpus.n_contexts, n=rig.config.n_ce_contexts, seed=rig.config.seed)
     model = rig.load_whole_model()
     n_tokens, sums = 0, torch.zeros(3, dtype=torch.float64)
@@ -77,10 +90,7 @@ def measure_ce_loss(rig: Rig, *, tell: Callable[[], None]) -> CeLoss:
         n_tokens, sums = n_tokens + n, sums + three
         tell()
     if not n_tokens:
-        return CeLoss(
-            summary=dict.fromkeys(COLUMNS),
-            not_measured_because="no valid token follows another in the contexts drawn",
-        )
+        return _absent("no valid token follows another in the contexts drawn")
     as_it_is, with_sae, with_zeros = (sums / n_tokens).tolist()
     gap = with_zeros - as_it_is
     recovered = (with_zeros - with_sae) / gap if gap else None

@@ -160,6 +160,11 @@ class HookedModel:
 
         def swap(activations: Tensor) -> Tensor:
             there = _checked(activations, write, tokens)
+            if not is_here and not read:
+                raise BadModel(
+                    f"{write.module_path!r} comes before {self.hookpoint.module_path!r} in "
+                    "the forward pass: nothing is known yet that could take its place"
+                )
             changed = change(there if is_here else read[0], there)
             # what a centred place is read without stays in the stream; else this adds 0
             apart = activations.reshape(there.shape) - there

@@ -255,6 +255,18 @@ def test_the_middle_of_a_layer_is_absent_because_the_stream_passes_by_its_norm(r
     assert "hook_resid_mid" in found.provenance["ce_loss"]["not_measured_because"]
 
 
+def test_a_failure_costs_the_loss_and_not_the_run(run, tiny, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(HookedModel, "logits", full)
+    found, _, _ = run(tiny.sae)
+    assert found.summary["ce_loss"] is None
+    assert found.summary["n_dead"] is not None
+    because = found.provenance["ce_loss"]["not_measured_because"]
+    assert because.startswith("tile_tokens=36 does not fit into the memory")
+
+
 def test_the_loss_of_equal_logits_is_that_of_guessing():
     tokens, valid = torch.arange(8).reshape(2, 4), torch.ones(2, 4, dtype=torch.bool)
     valid[0, 2] = False

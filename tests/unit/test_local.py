@@ -136,6 +136,16 @@ def test_an_object_gives_the_numbers_of_the_same_sae_in_a_folder(
     assert found.summary["fvu"] == pytest.approx(expected.summary["fvu"], rel=1e-5)
 
 
+def test_the_ce_loss_of_objects_is_that_of_files(here, tiny, sae, model):
+    config = CONFIG.replace(n_ce_contexts=5)
+    expected = here(tiny.saes["standard"], config=config).summary
+    before = state_of(model)
+    found = here(sae, model=model, tokenizer=tiny.model, config=config).summary
+    assert_same_state(before, state_of(model))
+    for name in ("ce_loss", "ce_loss_sae", "ce_loss_zero"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-5)
+
+
 def test_it_reads_like_a_run(here, tiny):
     found = here(tiny.saes["topk"])
     for name in ("features", "examples", "windows", "show_examples", "histogram"):
