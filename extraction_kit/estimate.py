@@ -69,12 +69,13 @@ def estimate(
 ) -> Estimate:
     """Estimate what a launch will take.
 
-    Time, the first that is known:
+    Time is `START_S` + the first of these that is known:
 
     1. tokens / (tokens/s of the newest completed run of this training),
-    2. the same of another training with equal model, `d_in` and `d_sae`, on this machine,
-    3. on a CPU: `START_S` + positions * `flops_per_token` / (`CPU_EFFICIENCY` * rate), with
-       the rate of a float32 matrix product of 1024 x 1024, measured now in some 50 ms;
+    2. the same of another training of equal model, layer, `d_in`, `d_sae` and architecture,
+       on this machine,
+    3. on a CPU: positions * `flops_per_token` / (`CPU_EFFICIENCY` * rate), with the rate of
+       a float32 matrix product of 1024 x 1024, measured now in some 50 ms;
     4. on a GPU, or with workers elsewhere: not known.
 
     The CE loss of ``n_ce_contexts``, measured after the pass, is not in the time.
@@ -121,7 +122,7 @@ def _measured(
             host = (run.process or {}).get("host")
             where = "" if host == here else f" on {host}"
             how = f"{speed:,.0f} tokens/s in run {run.run_id}{where} of {run.created_at:%Y-%m-%d}"
-            return corpus.n_tokens / speed, how
+            return START_S + corpus.n_tokens / speed, how
     return None, ""
 
 
@@ -146,7 +147,7 @@ def _computed(
     n_positions = corpus.n_contexts * corpus.context_size
     flops = flops_per_token(training, context_size=corpus.context_size)
     rate = CPU_EFFICIENCY * matmul_rate()
-    how = f"computed: {flops / 1e6:,.0f} MFLOP per token at {rate / 1e9:,.0f} GFLOP/s on this CPU"
+    how = f"computed: {flops / 1e6:.3g} MFLOP per token at {rate / 1e9:,.0f} GFLOP/s on this CPU"
     return START_S + n_positions * flops / rate, how
 
 

@@ -57,10 +57,10 @@ def ran(monkeypatch):
 def test_the_newest_run_of_the_training_tells_the_time(ws, tiny, ran):
     ran(completed("tiny", speed=9.0), completed("tiny", speed=100.0, run_id="cd34"))
     found = estimated(ws, tiny)
-    assert found.seconds == pytest.approx(2000 / 100)
+    assert found.seconds == pytest.approx(estimate.START_S + 2000 / 100)
     assert found.how == "100 tokens/s in run cd34 of 2026-11-24"
     assert re.fullmatch(
-        r"about 20 s for 2,000 tokens \(100 tokens/s in run cd34 of 2026-11-24\), "
+        r"about 32 s for 2,000 tokens \(100 tokens/s in run cd34 of 2026-11-24\), "
         r"\d+ MiB memory, \d+ MiB disk",
         repr(found),
     )
@@ -75,7 +75,7 @@ def test_another_training_of_the_same_sizes_tells_it_if_it_ran_here(ws, tiny, ra
     ws.register_training("alike", sae=tiny.sae, model=tiny.model)
     ws.register_training("other", sae=tiny.saes["jumprelu"], model=tiny.model)
     ran(completed("alike", speed=50.0))
-    assert estimated(ws, tiny).seconds == pytest.approx(2000 / 50)
+    assert estimated(ws, tiny).seconds == pytest.approx(estimate.START_S + 2000 / 50)
     assert estimated(ws, tiny, "other").how.startswith("computed")
     ran(completed("alike", speed=50.0, host="elsewhere"))
     assert estimated(ws, tiny).how.startswith("computed")
