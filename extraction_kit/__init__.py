@@ -11,6 +11,7 @@ from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import ExtractionKitError, Failure, Refused
 from extraction_kit.lifecycle import RunState
+from extraction_kit.local import LocalResult, extract_here
 from extraction_kit.run import Run
 from extraction_kit.trainings import Training
 from extraction_kit.version import __version__ as __version__
@@ -27,12 +28,14 @@ __all__ = [
     "ExtractionConfig",
     "ExtractionKitError",
     "Failure",
+    "LocalResult",
     "Refused",
     "Run",
     "RunState",
     "Settings",
     "Training",
     "Workspace",
+    "extract_here",
     "launch",
     "register_training",
     "runs",

@@ -120,6 +120,9 @@ def _add_launch(commands: Any) -> None:  # noqa: ANN401 - see `_add`
     launch.add_argument("--n-tokens", type=int, help="valid tokens to measure")
     launch.add_argument("--generation", type=int, help="compute completed content anew")
     launch.add_argument("--wait", action="store_true", help="wait for the end")
+    launch.add_argument(
+        "--estimate", action="store_true", help="say what it would take, launch nothing"
+    )
 
 
 def _open(arguments: argparse.Namespace) -> Workspace:
@@ -189,13 +192,16 @@ def _worker(arguments: argparse.Namespace) -> int:
 
 def _launch(arguments: argparse.Namespace) -> int:
     workspace = _open(arguments)
+    content: dict[str, Any] = {
+        "corpus": Path(arguments.corpus),
+        "config": _config(arguments),
+        "text_column": arguments.text_column,
+    }
+    if arguments.estimate:
+        print(repr(workspace.estimate(arguments.training_id, **content)))
+        return OK
     run = workspace.launch(
-        arguments.training_id,
-        corpus=Path(arguments.corpus),
-        config=_config(arguments),
-        generation=arguments.generation,
-        text_column=arguments.text_column,
-        strict=False,
+        arguments.training_id, **content, generation=arguments.generation, strict=False
     )
     print(run.run_id if run.refusal is None else f"{run.run_id}: {run.refusal}")
     if arguments.wait and run.refusal is None:

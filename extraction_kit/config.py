@@ -15,6 +15,9 @@ STATISTICS_FORMAT = 2
 
 Packing = Literal["pack", "document", "truncate"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+TILE_TOKENS = {"cpu": 1024}
+"""Tokens of a tile by type of device, where ``Settings.tile_tokens`` is None."""
+TILE_TOKENS_OF_OTHERS = 16_384
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -91,6 +94,10 @@ class ExtractionConfig:
     held_out_share: float = 0.2
     """Share of the contexts whose examples are marked ``held_out``, whatever their group:
     explain a feature with the others and score the explanation with these."""
+    n_ce_contexts: int = 0
+    """Contexts, drawn uniformly, on which the model's next-token loss is measured with the
+    SAE's output in the place of what it describes (CE loss recovered), after the pass and
+    with the whole model; 0 leaves it out."""
     window: tuple[int, int] = (32, 16)
     """Tokens kept (before, after) the peak of an example; cut at the context's edges."""
     packing: Packing = "pack"
@@ -122,6 +129,7 @@ class ExtractionConfig:
         _check_int("top_k", self.top_k, low=1, high=1000)
         for name in ("per_band", "n_random", "n_silent"):
             _check_int(name, getattr(self, name), low=0, high=1000)
+        _check_int("n_ce_contexts", self.n_ce_contexts, low=0, high=2**31 - 1)
         _check_share("held_out_share", self.held_out_share)
         _check_int("seed", self.seed, low=0, high=2**63 - 1)
         _check_choice("packing", self.packing, get_args(Packing))

@@ -4,26 +4,21 @@ import asyncio
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 from extraction_kit import service, status, widgets
 from extraction_kit.catalog import reading
-from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.errors import (
-    ResultsDamaged,
     RunFailed,
     RunRefused,
     WaitTimeout,
 )
 from extraction_kit.lifecycle import ACTIVE, ENDED, RunState
+from extraction_kit.reader import ResultReader
 from extraction_kit.status import Explanation
 from extraction_kit.views import Happening, RunView
 from extraction_kit.workbench import Workbench
-
-if TYPE_CHECKING:
-    import duckdb
-    import numpy as np
 
 _POLL_S = 0.25
 _RECONCILE_EVERY_S = 2.0
@@ -146,7 +141,7 @@ def _typical_features(folder: Path, n: int) -> list[dict[str, Any]]:
     ]
 
 
-class Run:
+class Run(ResultReader):
     """A handle like that of ``concurrent.futures``: state, wait, result, cancel.
 
     Making one starts nothing and reads nothing. It stays good after a kernel restart: make
@@ -258,15 +253,6 @@ class Run:
             f"{run.advice}",
         )
 
-    def _manifest(self) -> Mapping[str, Any]:
-        manifest = read_manifest(self._results())
-        if manifest is None:
-            raise ResultsDamaged(
-                f"{self._results()} has no readable manifest: type ws.verify() to see what is "
-                "damaged, and restore the folder from a backup"
-            )
-        return manifest
-
     # --- acting -----------------------------------------------------------------------------
 
     def cancel(self) -> Self:
@@ -297,60 +283,12 @@ class Run:
         self.refusal = None
         return self
 
-    # --- reading ----------------------------------------------------------------------------
+    # --- reading: see `ResultReader` ----------------------------------------------------------
 
-    def features(self) -> "duckdb.DuckDBPyRelation":
-        """Return one row per feature: ``.df()``, ``.pl()``, ``.arrow()``, or SQL on it."""
-        return reading.features(self._results())
-
-    def examples(
-        self,
-        feature: SupportsIndex | None = None,
-        *,
-        k: int | None = None,
-        group: str = "top",
-    ) -> "duckdb.DuckDBPyRelation":
-        """Return examples of one feature, or of all, as rows.
-
-        Parameters
-        ----------
-        feature : int, optional
-            All features if None.
-        k : int, optional
-            At most so many per feature.
-        group : str
-            ``top``; ``band_1`` to ``band_4``, drawn from the octaves below the largest
-            activation; ``random``, drawn from all contexts in which the feature is active;
-            ``silent``, drawn where it is not.
-
-        Raises
-        ------
-        UnknownFeature
-            `feature` is outside the SAE.
-        BadQuery
-            There is no such group.
-        """
-        return reading.examples(self._results(), feature, k=k, group=group)
-
-    def windows(
-        self, feature: SupportsIndex, *, k: int = 20, group: str = "top"
+    def _read_windows(
+        self, feature: SupportsIndex, *, k: int, group: str
     ) -> list[ExampleWindow]:
-        """Return examples of one feature with token texts and activations."""
-        self._results()
         return self._watcher.windows(self.run_id, feature, k=k, group=group)
-
-    def show_examples(
-        self, feature: SupportsIndex, *, k: int = 10, group: str = "top"
-    ) -> Any:  # noqa: ANN401 - IPython's
-        """Return examples of one feature as highlighted text for a notebook."""
-        from extraction_kit.widgets.examples import ExamplesPage  # noqa: PLC0415 - only when shown
-
-        windows = tuple(self.windows(feature, k=k, group=group))
-        return ExamplesPage(feature=int(feature), windows=windows, group=group)
-
-    def histogram(self, feature: SupportsIndex) -> "np.ndarray":
-        """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""
-        return reading.histogram(self._results(), feature)
 
     def _results(self) -> Path:
         run = self.view

@@ -20,6 +20,7 @@ from extraction_kit.errors import (
     TrainingConflict,
     UnknownRun,
 )
+from extraction_kit.estimate import disk_bytes
 from extraction_kit.ledger import records
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.store import Connection
@@ -147,7 +148,8 @@ def launch(
     with bench.store.read() as connection:
         found = _find(connection, content, generation)
     if found is None:  # only new work needs space, a server and a worker; before any row
-        bench.require_space()
+        expected = disk_bytes(content.training, content.corpus, content.config)
+        bench.require_space(expected)
         bench.start_processes()
     by = bench.mover(Actor.LAUNCHER)
     row = _new_row(bench, content, generation or 1, by=by)

@@ -297,11 +297,14 @@ def _with_views(
     return zip(_views(bench, runs), runs, strict=True)
 
 
+_OF_SUMMARY = ("mse", "n_dense", "ce_loss_recovered", "statistics_format")
+
+
 def _run_row(one: RunView, run: RunRecord) -> dict[str, Any]:
     row = {name: getattr(one, name) for name in RunView.__dataclass_fields__}
     summary = run.summary or {}
     return row | {
-        **{name: summary.get(name) for name in ("mse", "n_dense", "statistics_format")},
+        **{name: summary.get(name) for name in _OF_SUMMARY},
         "content_key": run.content_key,
         "corpus_digest": run.corpus_digest,
         "config": json.dumps(dict(run.config), sort_keys=True),

@@ -223,6 +223,10 @@ class Workbench:
         # The corpus digest covers the tokens; how they were asked for must not matter twice.
         for name in ("n_tokens", "packing", "prepend_bos"):
             del decides[name]
+        if not decides["n_ce_contexts"]:
+            del decides[
+                "n_ce_contexts"
+            ]  # a run without it is the one of before there was it
         return digest_of(
             {
                 "format": STATISTICS_FORMAT,
@@ -303,20 +307,25 @@ class Workbench:
         """Remove the checkpoints of a run that is completed."""
         remove_folder(self.paths.checkpoints_of(run_id))
 
-    def require_space(self) -> None:
-        """Refuse to begin on a full disk.
+    def require_space(self, expected_bytes: int = 0) -> None:
+        """Refuse to begin on a disk that is full, or will be.
 
         Raises
         ------
         WorkspaceUnusable
-            Less than ``Settings.min_free_bytes`` is free.
+            Less than ``Settings.min_free_bytes``, or than what is expected to be written,
+            is free.
         """
         folder = self.paths.shared if self.paths.shared.exists() else self.paths.home
-        free, need = shutil.disk_usage(folder).free, self.settings.min_free_bytes
+        free = shutil.disk_usage(folder).free
+        need = max(self.settings.min_free_bytes, expected_bytes)
         if free < need:
+            fewer = (
+                "" if need > expected_bytes else ", keep fewer examples (top_k, n_random)"
+            )
             raise WorkspaceUnusable(
                 f"{folder} has {free / 2**20:.0f} MiB free, {need / 2**20:.0f} MiB are needed: "
-                "free some space, or choose another workspace with EXTRACTION_KIT_HOME"
+                f"free some space{fewer}, or choose another workspace with EXTRACTION_KIT_HOME"
             )
 
 

@@ -3,17 +3,19 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from extraction_kit import embedded, service, status, widgets
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
 from extraction_kit.errors import BadConfig, WorkerNotStarted
+from extraction_kit.estimate import Estimate, estimate
 from extraction_kit.lifecycle import Answer
 from extraction_kit.paths import find_workspace
 from extraction_kit.repair import Repair, plan, repair
 from extraction_kit.run import Run, Watcher
 from extraction_kit.trainings import Training, describe_training
+from extraction_kit.trainings.saelens_release import fetch_release, is_release
 from extraction_kit.views import RunView
 from extraction_kit.workbench import Workbench
 
@@ -66,7 +68,7 @@ class Workspace:
         self,
         training_id: str,
         *,
-        sae: Path | str,
+        sae: Path | str | tuple[str, str],
         model: Path | str,
         hook_name: str | None = None,
         tokenizer: Path | str | None = None,
@@ -80,11 +82,12 @@ class Workspace:
         ----------
         training_id : str
             A name of your choice; its content can never change.
-        sae : path
+        sae : path, or (release, sae_id)
             Folder of an SAE or transcoder of SAELens, sparsify, dictionary_learning, Gemma
             Scope or Llama Scope; its files show which. Where a folder holds several, the
             path of the weight file that is meant. Other weights, and SAEs made by your own
-            code, need a ``sae_spec.json``.
+            code, need a ``sae_spec.json``. A pair is a release of SAELens
+            (``pip install 'extraction_kit[saelens]'``), saved once into the workspace.
         model : path or Hub id
             A transformers causal language model.
         hook_name : str, optional
@@ -100,9 +103,12 @@ class Workspace:
         TrainingConflict
             The id is registered with other content.
         """
+        folder = self._bench.paths.trainings / "saelens"
         training = describe_training(
             training_id,
-            sae=sae,
+            sae=fetch_release(*sae, folder=folder)
+            if is_release(sae)
+            else cast("Path | str", sae),
             model=model,
             hook_name=hook_name,
             tokenizer=tokenizer,
@@ -212,6 +218,25 @@ class Workspace:
             assert launched.refusal is not None  # noqa: S101 - for the type checker
             raise launched.refusal
         return Run(self._watcher, launched.run_id, refusal=launched.refusal)
+
+    def estimate(
+        self,
+        training_id: str,
+        *,
+        corpus: Any,  # noqa: ANN401 - see `corpus`
+        config: ExtractionConfig | None = None,
+        text_column: str | None = None,
+    ) -> Estimate:
+        """Say what a launch with the same arguments would take: time, memory and disk.
+
+        The corpus is prepared, as a launch would; nothing is launched. See
+        :func:`extraction_kit.estimate.estimate` for where the numbers come from.
+        """
+        training, config = self.training(training_id), config or ExtractionConfig()
+        prepared = self.corpus(
+            corpus, training_id=training_id, config=config, text_column=text_column
+        )
+        return estimate(self._bench, training, corpus=prepared, config=config)
 
     # --- runs ---
 

@@ -99,6 +99,11 @@ def _examples_sql(
     return f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank"
 
 
+def in_memory(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """Return the rows of a relation as one that needs their files no more."""
+    return _memory().cursor().from_arrow(relation.to_arrow_table())
+
+
 def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
     """Return the active tokens of a feature per bin of `results.bin_edges`, int64 [N_BINS].
 

@@ -207,6 +207,12 @@ RUNS = Table(
             "features",
             f"active on more than {DENSE:.0%} of the tokens",
         ),
+        Column(
+            "ce_loss_recovered",
+            "DOUBLE",
+            "share",
+            "(H_zero - H_sae) / (H_zero - H_orig) of the next-token loss; NULL if not asked",
+        ),
         Column("d_sae", "BIGINT", "features", "features of the SAE"),
         Column("model", "VARCHAR", "", "language model"),
         Column("hook_name", "VARCHAR", "", "where activations are read"),

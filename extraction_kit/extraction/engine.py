@@ -19,6 +19,8 @@ from extraction_kit.checkpoints import Checkpoint, best, save
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
+from extraction_kit.extraction.ce_loss import CeLoss, measure_ce_loss
+from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
 from extraction_kit.extraction.rig import Rig, Tile
 from extraction_kit.results import ExtractionResult
@@ -46,6 +48,7 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
     resume_from: Path | None = None,
     on_progress: OnProgress | None = None,
     clock: Callable[[], float] = time.monotonic,
+    given: Given | None = None,
 ) -> ExtractionResult:
     """Measure every feature of a training's SAE on a corpus.
 
@@ -72,6 +75,8 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
         after a checkpoint.
     clock : callable
         Seconds that only go up.
+    given : Given, optional
+        Model or SAE as objects of this process, which `training` only describes.
 
     Raises
     ------
@@ -86,7 +91,9 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
     """
     tell = on_progress or _tell_nobody
     checkpoint = None if resume_from is None else best(resume_from)
-    with cpu_threads(settings.threads) as threads, torch.inference_mode():
+    # What a caller's own module keeps of an inference tensor it could never train on again.
+    without_grad = torch.inference_mode() if given is None else torch.no_grad()
+    with cpu_threads(settings.threads) as threads, without_grad:
         rig = Rig(
             training,
             corpus,
@@ -95,6 +102,7 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
             threads=threads,
             tell=lambda phase: tell(Progress(phase=phase, n_tokens=corpus.n_tokens)),
             tile=None if settings.tile_tokens is not None else _tile_of(checkpoint),
+            given=given or Given(),
         )
         job = _Extraction(
             rig=rig,
@@ -305,6 +313,7 @@ class _Extraction:
         self._phase("finishing")
         elapsed_s = self._elapsed_s()
         found = self.statistics.compute()
+        losses = measure_ce_loss(self.rig, tell=lambda: self._phase("finishing"))
         quality = found["quality"]
         features = found["features"] | self.rig.sae.weight_columns
         summary = {
@@ -320,6 +329,7 @@ class _Extraction:
             "mse": quality["mse"],
             "n_dead": self.statistics.n_dead(),
             "n_dense": self.statistics.n_dense(),
+            **losses.summary,
             "statistics_format": STATISTICS_FORMAT,
             "tokens_per_s": self.n_tokens_done / elapsed_s if elapsed_s > 0 else None,
             "elapsed_s": elapsed_s,
@@ -331,10 +341,10 @@ class _Extraction:
             examples=found["examples"],
             held_out=found["held_out"],
             summary=summary,
-            provenance=self._provenance(),
+            provenance=self._provenance(losses),
         )
 
-    def _provenance(self) -> dict[str, Any]:
+    def _provenance(self, losses: CeLoss) -> dict[str, Any]:
         rig, hookpoint = self.rig, self.rig.training.hookpoint
         return {
             "fingerprint": rig.fingerprint,
@@ -366,5 +376,6 @@ class _Extraction:
                 "compared_with": rig.compared_at.hook_name if rig.compares else None,
                 "not_compared_because": rig.not_compared_because,
             },
+            "ce_loss": losses.provenance(),
             "resumed_from_tokens": self.resumed_from,
         }

@@ -16,9 +16,16 @@ import torch
 import transformers
 from torch import Tensor
 
-from extraction_kit.config import ExtractionConfig, Settings
+from extraction_kit.config import (
+    TILE_TOKENS,
+    TILE_TOKENS_OF_OTHERS,
+    ExtractionConfig,
+    Settings,
+)
 from extraction_kit.corpora import ContextBatch, Corpus, ReadingOrder, TilePlan
 from extraction_kit.errors import BadCorpus, BadModel, BadSettings
+from extraction_kit.extraction.given import Given
+from extraction_kit.sources.custom_sae import CustomAutoencoder
 from extraction_kit.sources.devices import (
     DTYPES,
     describe_device,
@@ -36,9 +43,6 @@ log = logging.getLogger(__name__)
 
 HOOK_TOKENS = 16
 """Tokens on which the hookpoint is checked against the model's own hidden states."""
-TILE_TOKENS = {"cpu": 1024}
-"""Tokens of a tile by type of device, if nobody says how many."""
-_TILE_TOKENS = 16_384  # of other devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,8 @@ class Rig:
     tile : int, optional
         Whole contexts per tile of a checkpoint that is to be continued; used where
         ``settings.tile_tokens`` is None.
+    given : Given
+        Model or SAE, where they are in memory already.
 
     Raises
     ------
@@ -82,7 +88,7 @@ class Rig:
         The device is not there, or the tile does not fit into its memory.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what to compute, and what is known of it
         self,
         training: Training,
         corpus: Corpus,
@@ -91,10 +97,11 @@ class Rig:
         settings: Settings,
         threads: int,
         tell: Callable[[str], None],
+        given: Given,
         tile: int | None = None,
     ) -> None:
         _check_sizes(training, corpus)
-        self.training, self.corpus = training, corpus
+        self.training, self.corpus, self._given = training, corpus, given
         self.config, self.settings = config, settings
         self.device = resolve_device(settings.device)
         self.target, self.not_compared_because = resolve_target(training)
@@ -102,9 +109,7 @@ class Rig:
         tell("loading model")
         self.model = self._load_model()
         tell("loading SAE")
-        self.sae: Autoencoder = load_sae(
-            training.sae, device=self.device, dtype=DTYPES[config.sae_dtype or config.dtype]
-        )
+        self.sae = self._load_sae()
         self.tile = tile or self._first_tile()
         """Contexts of full length that are computed together."""
         tell("checking")
@@ -170,6 +175,17 @@ class Rig:
         x, target = self.model.with_target(contexts.tokens, self._present(plan, batch))
         return Tile(batch=batch, contexts=contexts, x=x, target=target)
 
+    def gather(self, numbers: np.ndarray) -> Contexts:
+        """Return the contexts of some `numbers`, at most a tile of them."""
+        plan = TilePlan(np.sort(numbers), self.tile, self.corpus.context_size)
+        return self._on_device(plan, self.corpus.read_at(plan.contexts, plan.length))
+
+    def load_whole_model(self) -> HookedModel:
+        """Load the model with all its layers and its head, in the place of the cut one."""
+        del self.model  # not both at once
+        self.model = self._load_model(whole=True)
+        return self.model
+
     def refuse_non_finite(self, x: Tensor, x_hat: Tensor, tile: Tile) -> None:
         """Name the first valid token whose row of `x` or `x_hat` is not finite.
 
@@ -210,7 +226,7 @@ class Rig:
     def _first_tile(self) -> int:
         wanted = self.settings.tile_tokens
         if wanted is None:
-            wanted = TILE_TOKENS.get(self.device.type, _TILE_TOKENS)
+            wanted = TILE_TOKENS.get(self.device.type, TILE_TOKENS_OF_OTHERS)
         return max(1, wanted // self.corpus.context_size)
 
     @property
@@ -223,13 +239,23 @@ class Rig:
         tokens = self._on_device(plan, batch).tokens[:1, :HOOK_TOKENS]
         self.equals_hidden_state = self.model.check_hookpoint(tokens)
 
+    def _load_sae(self) -> Autoencoder:
+        config, spec = self.config, self.training.sae
+        dtype = DTYPES[config.sae_dtype or config.dtype]
+        if self._given.sae is not None:
+            return CustomAutoencoder(spec, self._given.sae, device=self.device, dtype=dtype)
+        return load_sae(spec, device=self.device, dtype=dtype)
+
     def _load_model(self, *, whole: bool = False) -> HookedModel:
+        target = None if whole else self.target
+        if self._given.model is not None:
+            return self._given.hooked(self.training.model, self.training.hookpoint, target)
         return load_model(
             self.training.model,
             self.training.hookpoint,
             device=self.device,
             dtype=DTYPES[self.config.dtype],
-            target=None if whole else self.target,
+            target=target,
             device_map=self.settings.device_map,
             whole=whole,
         )

@@ -80,15 +80,25 @@ def load_model(
             ) from error
     _refuse_absent(path, report)
     _refuse_non_finite(path, model)
+    return hooked(
+        model if where is not None else model.to(device), spec, hookpoint, target=target
+    )
+
+
+def hooked(
+    model: nn.Module,
+    spec: ModelSpec,
+    hookpoint: Hookpoint,
+    *,
+    target: Hookpoint | None = None,
+) -> HookedModel:
+    """Return a loaded `transformers` model as what runs up to a hookpoint; eval mode."""
+    family = FAMILIES.get(spec.model_type)
     norm = None
     if family is not None:
         norm = ".".join(part for part in (family.base, family.norm) if family.norm and part)
     return HookedModel(
-        model if where is not None else model.to(device),
-        hookpoint,
-        target,
-        sees_ahead=encoder,
-        final_norm=norm,
+        model, hookpoint, target, sees_ahead=_is_encoder(model.config), final_norm=norm
     )
 
 

@@ -130,6 +130,53 @@ class HookedModel:
             f"{missed.module_path!r}: pass the hook_name of a module that it uses"
         )
 
+    def logits(
+        self,
+        tokens: Int64[Tensor, "context pos"],
+        *,
+        write: Hookpoint,
+        change: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "context pos vocab"]:
+        """Return the logits of a whole causal model, with activations changed on the way.
+
+        Parameters
+        ----------
+        tokens : Tensor
+            Padding, if any, on the right.
+        write : Hookpoint
+            Where activations are changed: the hookpoint itself, or a place behind it.
+        change : callable, optional
+            Given the activations at the hookpoint and those at `write`, [row, width],
+            returns what takes their place at `write`. None changes nothing.
+        """
+        if change is None:
+            plain: Tensor = self._run(self.model, tokens).logits
+            return plain
+        is_here = write.place == self.hookpoint.place
+        read: list[Tensor] = []
+
+        def see(activations: object) -> None:
+            read.append(_checked(activations, self.hookpoint, tokens))
+
+        def swap(activations: Tensor) -> Tensor:
+            there = _checked(activations, write, tokens)
+            if not is_here and not read:
+                raise BadModel(
+                    f"{write.module_path!r} comes before {self.hookpoint.module_path!r} in "
+                    "the forward pass: nothing is known yet that could take its place"
+                )
+            changed = change(there if is_here else read[0], there)
+            # what a centred place is read without stays in the stream; else this adds 0
+            apart = activations.reshape(there.shape) - there
+            return (changed.to(there) + apart).reshape(activations.shape)
+
+        with ExitStack() as hooks:
+            if not is_here:
+                hooks.callback(self._listen(self.hookpoint, see).remove)
+            hooks.callback(self._replace(write, swap).remove)
+            made: Tensor = self._run(self.model, tokens).logits
+            return made
+
     def _run(self, module: nn.Module, tokens: Tensor, **options: Any) -> Any:  # noqa: ANN401 - a model's own
         cache = {} if self.sees_ahead else {"use_cache": False}
         return module(input_ids=tokens, **cache, **options)
@@ -143,6 +190,27 @@ class HookedModel:
         def after(_: nn.Module, __: tuple[Any, ...], output: object) -> None:
             # Decoder layers returned tuples before transformers 4.54 and may elsewhere.
             keep(output[0] if isinstance(output, tuple) else output)
+
+        if place.side == "input":
+            return self._module(place).register_forward_pre_hook(before, with_kwargs=True)
+        return self._module(place).register_forward_hook(after)
+
+    def _replace(
+        self, place: Hookpoint, swap: Callable[[Tensor], Tensor]
+    ) -> RemovableHandle:
+        """Let `swap` change what the forward pass brings to a place."""
+
+        def before(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return (swap(args[0]), *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": swap(kwargs["hidden_states"])}
+
+        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401 - a layer's own
+            if isinstance(output, tuple):
+                return (swap(output[0]), *output[1:])
+            return swap(output)
 
         if place.side == "input":
             return self._module(place).register_forward_pre_hook(before, with_kwargs=True)

@@ -250,6 +250,20 @@ def weight_columns(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 Autoencoder = SparseAutoencoder | CustomAutoencoder
 
 
+def reconstruct(
+    sae: Autoencoder, x: Float[Tensor, "row d_in"], contexts: Contexts
+) -> Float[Tensor, "row d_out"]:
+    """Return what an SAE makes of activations as captured, normalisation undone.
+
+    Valid rows only; the others are what the SAE gives where no feature is active.
+    """
+    normal = sae.normalize(x)
+    x_hat = sae.baseline(x)
+    for active in sae.encode(normal.x, contexts):
+        x_hat = x_hat + sae.decode(active, n_rows=x.shape[0])
+    return normal.undo(x_hat).expand(x.shape[0], -1)
+
+
 def load_sae(spec: SaeSpec, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """Load an SAE or transcoder of any format that `describe_sae` knows.
 

@@ -9,7 +9,12 @@ from extraction_kit.trainings.model_folder import ModelSpec, describe_model
 from extraction_kit.trainings.sae_folder import describe_sae
 from extraction_kit.trainings.sae_formats.spec import SaeSpec
 from extraction_kit.trainings.tokenizer_folder import TokenizerSpec, describe_tokenizer
-from extraction_kit.trainings.training import Training, describe_training, resolve_target
+from extraction_kit.trainings.training import (
+    Training,
+    describe_training,
+    resolve_target,
+    training_of,
+)
 
 __all__ = [
     "Hookpoint",
@@ -23,4 +28,5 @@ __all__ = [
     "describe_training",
     "resolve_hookpoint",
     "resolve_target",
+    "training_of",
 ]

@@ -141,13 +141,31 @@ def _describe(
     for path in files:
         if path.suffix == ".safetensors":
             read_tensor_headers(path, BadModel, _ADVICE)
-    where = folder / CONFIG
     if revision is None:
         stable = {key: config[key] for key in config if key not in _VOLATILE}
         weights = {path.name: file_digest(path, cache) for path in files}
         digest = digest_of({"config": stable, "weights": weights})
     else:
         digest = digest_of(f"hub:{source.partition('@')[0]}@{revision}")
+    return model_of(folder, config, source=source, revision=revision, digest=digest)
+
+
+def model_of(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    source: str,
+    revision: str | None = None,
+    digest: str = "",
+) -> ModelSpec:
+    """Describe the model of a ``config.json`` in `folder`.
+
+    Raises
+    ------
+    BadModel
+        The config is not one of a language model.
+    """
+    where = folder / CONFIG
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise BadModel(f"{where} has no model_type: it is not a transformers model")

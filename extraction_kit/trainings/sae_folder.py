@@ -84,8 +84,11 @@ def describe_sae(path: Path | str, *, cache: Path | None = None) -> SaeSpec:
 def _absolute(path: Path | str) -> Path:
     if not isinstance(path, (str, Path)):
         raise BadSae(
-            f"sae={type(path).__name__} object: a worker can only load an SAE from a "
-            "folder. Type sae.save_inference_model(folder), then pass that folder"
+            f"sae={type(path).__name__} object: a worker cannot load an object of this "
+            "notebook. Save it and pass the folder: sae.save_inference_model(folder) of "
+            f"SAELens, or its weights with a {explicit.SPEC} beside them that names your code, "
+            "factory='module:function'. Or measure it here, in this process: "
+            "xk.extract_here(sae, model=..., corpus=...)"
         )
     given = Path(path).expanduser().absolute()
     if not given.exists():

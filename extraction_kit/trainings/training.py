@@ -100,8 +100,26 @@ def describe_training(
         The id, the SAE or the model cannot be used, or they do not belong together.
     """
     check_training_id(training_id)
-    sae_spec = describe_sae(sae, cache=cache)
-    model_spec = describe_model(model, cache=cache)
+    return training_of(
+        training_id,
+        describe_sae(sae, cache=cache),
+        describe_model(model, cache=cache),
+        hook_name=hook_name,
+        tokenizer=tokenizer,
+        cache=cache,
+    )
+
+
+def training_of(
+    training_id: str,
+    sae_spec: SaeSpec,
+    model_spec: ModelSpec,
+    *,
+    hook_name: str | None = None,
+    tokenizer: Path | str | None = None,
+    cache: Path | None = None,
+) -> Training:
+    """Put an SAE and a model together and check that they fit; see `describe_training`."""
     hookpoint = _hookpoint(sae_spec, model_spec, hook_name)
     _target(sae_spec, model_spec)
     tokenizer_spec = _tokenizer(tokenizer or model_spec.path, model_spec, cache)

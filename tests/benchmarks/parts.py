@@ -54,7 +54,7 @@ class Parts:
         paths = Paths.of(self.folder / "workspace", Settings())
         return prepare(self.texts, tokenizer=training.tokenizer, config=config, paths=paths)
 
-    def training(self, architecture: str, d_sae: int, *, d_in: int = D_IN) -> Training:
+    def training(self, architecture: str, d_sae: int) -> Training:
         """Return an SAE of some size with the model; made on the first call."""
         sae = self.folder / f"{architecture}-{d_sae}"
         if not (sae / "sae_weights.safetensors").exists():

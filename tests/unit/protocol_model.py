@@ -180,7 +180,9 @@ class World:
 
     def content(self, training: int, key: int) -> Content:
         return Content(
-            training=SimpleNamespace(training_id=TRAININGS[training]),
+            training=SimpleNamespace(
+                training_id=TRAININGS[training], sae=SimpleNamespace(d_sae=16)
+            ),
             corpus=_CORPUS,
             config=ExtractionConfig(),
             key=CONTENT_KEYS[key],

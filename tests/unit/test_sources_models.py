@@ -137,6 +137,46 @@ def test_without_a_target_there_is_none(folder):
     assert model.with_target(TOKENS)[1] is None
 
 
+@torch.inference_mode()
+def test_activations_are_changed_where_they_are_read_or_behind(folder):
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()(TOKENS).logits
+    reads = resolve_hookpoint("blocks.1.hook_resid_pre", read_model_config(folder))
+    writes = resolve_hookpoint("blocks.1.hook_resid_post", read_model_config(folder))
+    model = load_model(
+        describe_model(folder), reads, device=CPU, dtype=torch.float32, whole=True
+    )
+    for place in (reads, writes):
+        same = model.logits(TOKENS, write=place, change=lambda _, there: there)
+        torch.testing.assert_close(same, plain, rtol=0, atol=0)
+    seen = []
+    model.logits(TOKENS, write=writes, change=lambda x, there: (seen.append(x), there)[1])
+    torch.testing.assert_close(seen[0], model(TOKENS), rtol=0, atol=0)
+    skipped = model.logits(TOKENS, write=writes, change=lambda x, _: x)  # block 1 left out
+    assert not torch.allclose(skipped, plain)
+    hooks = [m._forward_hooks or m._forward_pre_hooks for m in model.model.modules()]
+    assert not any(hooks)
+    before = replace(reads, module_path="model.layers.0")
+    with pytest.raises(BadModel, match=r"comes before 'model\.layers\.1'"):
+        model.logits(TOKENS, write=before, change=lambda x, _: x)
+
+
+@torch.inference_mode()
+def test_what_is_read_without_its_mean_keeps_its_mean_when_changed():
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=16)
+    model = GPT2LMHeadModel(config).eval()
+    block = resolve_hookpoint("blocks.0.hook_resid_post", config.to_dict())
+    centred = HookedModel(model, replace(block, centred=True))
+    plain = model(TOKENS).logits
+    same = centred.logits(TOKENS, write=centred.hookpoint, change=lambda x, _: x)
+    torch.testing.assert_close(same, plain)
+    whole = HookedModel(model, block)
+    zeros = centred.logits(TOKENS, write=centred.hookpoint, change=lambda x, _: 0 * x)
+    mean = whole.logits(
+        TOKENS, write=block, change=lambda x, _: x.mean(1, keepdim=True).expand_as(x)
+    )
+    torch.testing.assert_close(zeros, mean)
+
+
 def test_an_output_that_is_a_tuple_gives_its_first_tensor():
     model = HookedModel(Tuples(), hookpoint_at(""))
     torch.testing.assert_close(model(TOKENS), model.model.embed(TOKENS).reshape(12, 8))

@@ -1,0 +1,103 @@
+"""Reading a result: the same questions of a published run and of one made in this process."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from extraction_kit.catalog import reading
+from extraction_kit.catalog.publish import read_manifest
+from extraction_kit.catalog.reading import ExampleWindow
+from extraction_kit.errors import ResultsDamaged
+
+if TYPE_CHECKING:
+    import duckdb
+    import numpy as np
+
+
+class ResultReader(ABC):
+    """What can be read of a result; a subclass says where its files are."""
+
+    @abstractmethod
+    def _results(self) -> Path:
+        """Return the folder with the Parquet files, or raise what tells why there is none."""
+
+    @abstractmethod
+    def _read_windows(
+        self, feature: SupportsIndex, *, k: int, group: str
+    ) -> list[ExampleWindow]:
+        """Return decoded examples of one feature."""
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """Numbers of the whole run: tokens, L0, FVU, dead features, speed, memory."""
+        found: Mapping[str, Any] = self._manifest()["summary"]
+        return found
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """How the numbers came about: numerics, versions, units, masks, preflight."""
+        found: Mapping[str, Any] = self._manifest()["provenance"]
+        return found
+
+    def features(self) -> "duckdb.DuckDBPyRelation":
+        """Return one row per feature: ``.df()``, ``.pl()``, ``.arrow()``, or SQL on it."""
+        return reading.features(self._results())
+
+    def examples(
+        self,
+        feature: SupportsIndex | None = None,
+        *,
+        k: int | None = None,
+        group: str = "top",
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return examples of one feature, or of all, as rows.
+
+        Parameters
+        ----------
+        feature : int, optional
+            All features if None.
+        k : int, optional
+            At most so many per feature.
+        group : str
+            ``top``; ``band_1`` to ``band_4``, drawn from the octaves below the largest
+            activation; ``random``, drawn from all contexts in which the feature is active;
+            ``silent``, drawn where it is not.
+
+        Raises
+        ------
+        UnknownFeature
+            `feature` is outside the SAE.
+        BadQuery
+            There is no such group.
+        """
+        return reading.examples(self._results(), feature, k=k, group=group)
+
+    def windows(
+        self, feature: SupportsIndex, *, k: int = 20, group: str = "top"
+    ) -> list[ExampleWindow]:
+        """Return examples of one feature with token texts and activations."""
+        self._results()
+        return self._read_windows(feature, k=k, group=group)
+
+    def show_examples(
+        self, feature: SupportsIndex, *, k: int = 10, group: str = "top"
+    ) -> Any:  # noqa: ANN401 - IPython's
+        """Return examples of one feature as highlighted text for a notebook."""
+        from extraction_kit.widgets.examples import ExamplesPage  # noqa: PLC0415 - only when shown
+
+        windows = tuple(self.windows(feature, k=k, group=group))
+        return ExamplesPage(feature=int(feature), windows=windows, group=group)
+
+    def histogram(self, feature: SupportsIndex) -> "np.ndarray":
+        """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""
+        return reading.histogram(self._results(), feature)
+
+    def _manifest(self) -> Mapping[str, Any]:
+        manifest = read_manifest(self._results())
+        if manifest is None:
+            raise ResultsDamaged(
+                f"{self._results()} has no readable manifest: type `extraction-kit doctor` to "
+                "see what is damaged, and restore the folder from a backup"
+            )
+        return manifest
