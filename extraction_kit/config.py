@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args
 
 from extraction_kit.errors import BadConfig, BadSettings
 
-STATISTICS_FORMAT = 2
+STATISTICS_FORMAT = 3
 """Version of the statistics and of the published layout; part of every content key."""
 
 Packing = Literal["pack", "document", "truncate"]
