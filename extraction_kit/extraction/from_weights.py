@@ -29,7 +29,7 @@ def tables_from_weights(
     """Return the tables ``logits`` and ``neighbours``, and the provenance of both.
 
     What there is none of is not in the tables, and ``absent_because`` in its provenance says
-    why. `tell` is called before each block of features; what it raises ends the work.
+    why. `tell` is called between two blocks of features; what it raises ends the work.
     """
     tables, provenance = {}, {}
     lens, reason = _lens(rig)
@@ -55,7 +55,8 @@ def _lens(rig: Rig) -> tuple[LogitLens | None, str | None]:
         return None, _NO_ROWS
     if not rig.compares:
         return None, rig.not_compared_because
-    return logit_lens(rig.model, rig.training, rig.compared_at)
+    n_tokens = rig.training.tokenizer.vocab_size
+    return logit_lens(rig.model, rig.training.model, rig.compared_at, n_tokens=n_tokens)
 
 
 def _no_neighbours(rig: Rig) -> str | None:
@@ -91,8 +92,9 @@ def logits(
     products = Products(unembedding, k=k, device=device, block_elements=block_elements)
 
     def blocks() -> Iterator[list[Largest]]:
-        for rows in torch.split(decoder, products.n_rows):
-            tell()
+        for number, rows in enumerate(torch.split(decoder, products.n_rows)):
+            if number:
+                tell()
             yield products.largest(lens.read(_double(rows, device)), and_smallest=True)
 
     token, value = _filled(blocks(), n_features=len(decoder), n_lists=len(SIGNS), k=k)
@@ -129,7 +131,8 @@ def neighbours(
             *(torch.split(each, products.n_rows) for each in (decoder, scale, own)),
             strict=True,
         ):
-            tell()
+            if number[0]:
+                tell()
             [found] = products.largest(_double(rows, device) * factor[:, None])
             yield [_without(number, *found)]
 

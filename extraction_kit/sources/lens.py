@@ -27,7 +27,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from extraction_kit.sources.models import HookedModel
-from extraction_kit.trainings import Hookpoint, Training
+from extraction_kit.trainings import Hookpoint, ModelSpec
 from extraction_kit.trainings.families import FAMILIES, Family
 from extraction_kit.trainings.hookpoints import is_residual_stream
 from extraction_kit.trainings.model_folder import read_model_config
@@ -67,7 +67,7 @@ class LogitLens:
 
 
 def logit_lens(
-    model: HookedModel, training: Training, written: Hookpoint
+    model: HookedModel, spec: ModelSpec, written: Hookpoint, *, n_tokens: int
 ) -> tuple[LogitLens | None, str | None]:
     """Return the lens for what is written at a place, or why there is none.
 
@@ -75,18 +75,20 @@ def logit_lens(
     ----------
     model : HookedModel
         The model, cut or whole: its final norm and head are there in both.
-    training : Training
-        Whose model and tokenizer it is.
+    spec : ModelSpec
+        What its files say.
     written : Hookpoint
         Where the SAE's output belongs.
+    n_tokens : int
+        Tokens that the tokenizer has; an unembedding with more rows is padded.
     """
-    model_type = training.model.model_type
+    model_type = spec.model_type
     family = FAMILIES.get(model_type)
     if model.sees_ahead:
         return None, f"{model_type} is an encoder: no head of it predicts the next token"
     if family is None:
         return None, f"which norm precedes the head of {model_type} is not known"
-    if not is_residual_stream(written, read_model_config(Path(training.model.path))):
+    if not is_residual_stream(written, read_model_config(Path(spec.path))):
         return None, (
             f"what is written at {written.hook_name!r} does not go into the residual stream "
             "as it is"
@@ -97,7 +99,7 @@ def logit_lens(
     soft_cap = getattr(model.model.config, "final_logit_softcapping", None)
     norm = ".".join(part for part in (family.base, family.norm) if part)
     return LogitLens(
-        unembedding=weight[: training.tokenizer.vocab_size],
+        unembedding=weight[:n_tokens],
         gain=_gain(model.model.get_submodule(norm), family),
         centred=family.centred,
         soft_cap=soft_cap,
