@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args
 
 from extraction_kit.errors import BadConfig, BadSettings
 
-STATISTICS_FORMAT = 2
+STATISTICS_FORMAT = 3
 """Version of the statistics and of the published layout; part of every content key."""
 
 Packing = Literal["pack", "document", "truncate"]
@@ -91,6 +91,14 @@ class ExtractionConfig:
     them out."""
     n_silent: int = 5
     """Examples of contexts in which a feature is active on no token; 0 leaves them out."""
+    n_logits: int = 10
+    """Tokens kept per feature at each end of its logits, the ones it makes most and least
+    likely (logit lens, :mod:`extraction_kit.sources.lens`); 0 leaves them out. Costs as much
+    as encoding once more as many tokens as the vocabulary has."""
+    n_neighbours: int = 10
+    """Other features kept per feature, those with the largest cosine of decoder rows; 0
+    leaves them out. Costs as much as encoding d_sae more tokens: 2 d_sae^2 d_in operations,
+    minutes on a CPU for 131,072 features."""
     held_out_share: float = 0.2
     """Share of the contexts whose examples are marked ``held_out``, whatever their group:
     explain a feature with the others and score the explanation with these."""
@@ -127,7 +135,7 @@ class ExtractionConfig:
             _check_int("n_tokens", self.n_tokens, low=1, high=2**53)
         _check_int("context_size", self.context_size, low=2, high=1_048_576)
         _check_int("top_k", self.top_k, low=1, high=1000)
-        for name in ("per_band", "n_random", "n_silent"):
+        for name in ("per_band", "n_random", "n_silent", "n_logits", "n_neighbours"):
             _check_int(name, getattr(self, name), low=0, high=1000)
         _check_int("n_ce_contexts", self.n_ce_contexts, low=0, high=2**31 - 1)
         _check_share("held_out_share", self.held_out_share)

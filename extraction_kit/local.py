@@ -74,19 +74,11 @@ class LocalResult(ResultReader):
             group=group,
         )
 
-    def features(self) -> "duckdb.DuckDBPyRelation":
-        """Return one row per feature, in memory: it may outlive this object."""
-        return reading.in_memory(super().features())
+    def _vocab(self) -> Path:
+        return Corpus.load(self._corpus()).vocab
 
-    def examples(
-        self,
-        feature: SupportsIndex | None = None,
-        *,
-        k: int | None = None,
-        group: str = "top",
-    ) -> "duckdb.DuckDBPyRelation":
-        """Return examples as `Run.examples` does, in memory."""
-        return reading.in_memory(super().examples(feature, k=k, group=group))
+    def _kept(self, rows: "duckdb.DuckDBPyRelation") -> "duckdb.DuckDBPyRelation":
+        return reading.in_memory(rows)  # it may outlive this object and its folder
 
     def __repr__(self) -> str:
         """Return one line."""

@@ -28,6 +28,10 @@ class ResultReader(ABC):
     ) -> list[ExampleWindow]:
         """Return decoded examples of one feature."""
 
+    @abstractmethod
+    def _vocab(self) -> Path:
+        """Return the file with the texts of the tokens."""
+
     @property
     def summary(self) -> Mapping[str, Any]:
         """Numbers of the whole run: tokens, L0, FVU, dead features, speed, memory."""
@@ -40,9 +44,13 @@ class ResultReader(ABC):
         found: Mapping[str, Any] = self._manifest()["provenance"]
         return found
 
+    def _kept(self, rows: "duckdb.DuckDBPyRelation") -> "duckdb.DuckDBPyRelation":
+        """Return `rows` as they are handed over: here, read when they are asked for."""
+        return rows
+
     def features(self) -> "duckdb.DuckDBPyRelation":
         """Return one row per feature: ``.df()``, ``.pl()``, ``.arrow()``, or SQL on it."""
-        return reading.features(self._results())
+        return self._kept(reading.features(self._results()))
 
     def examples(
         self,
@@ -71,7 +79,7 @@ class ResultReader(ABC):
         BadQuery
             There is no such group.
         """
-        return reading.examples(self._results(), feature, k=k, group=group)
+        return self._kept(reading.examples(self._results(), feature, k=k, group=group))
 
     def windows(
         self, feature: SupportsIndex, *, k: int = 20, group: str = "top"
@@ -88,6 +96,66 @@ class ResultReader(ABC):
 
         windows = tuple(self.windows(feature, k=k, group=group))
         return ExamplesPage(feature=int(feature), windows=windows, group=group)
+
+    def logits(
+        self,
+        feature: SupportsIndex | None = None,
+        *,
+        k: int | None = None,
+        sign: str | None = None,
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return the tokens that a feature makes most and least likely (logit lens).
+
+        What that is, and what it leaves out: :mod:`extraction_kit.sources.lens`.
+
+        Parameters
+        ----------
+        feature : int, optional
+            All features if None.
+        k : int, optional
+            At most so many at each end.
+        sign : str, optional
+            ``top`` or ``bottom``; both if None.
+
+        Raises
+        ------
+        UnknownFeature
+            `feature` is outside the SAE.
+        BadQuery
+            There is no such sign, or the run has no logits; the message says why.
+        """
+        folder = self._results()
+        return self._kept(
+            reading.logits(folder, feature, vocab=self._vocab(), k=k, sign=sign)
+        )
+
+    def similar(
+        self,
+        feature: SupportsIndex | None = None,
+        *,
+        k: int | None = None,
+        kind: str = "decoder",
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return the features that are most like a feature, nearest first.
+
+        Parameters
+        ----------
+        feature : int, optional
+            All features if None.
+        k : int, optional
+            At most so many per feature.
+        kind : str
+            ``decoder``: by the cosine of their decoder rows; ``coactivation``: by the tokens
+            on which both are active.
+
+        Raises
+        ------
+        UnknownFeature
+            `feature` is outside the SAE.
+        BadQuery
+            There is no such kind, or the run has none of it; the message says why.
+        """
+        return self._kept(reading.similar(self._results(), feature, k=k, kind=kind))
 
     def histogram(self, feature: SupportsIndex) -> "np.ndarray":
         """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""

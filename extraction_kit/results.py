@@ -7,7 +7,8 @@ The result digest is defined here, in one place.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,48 @@ N_BANDS = 4
 
 GROUPS = ("top", *(f"band_{i}" for i in range(1, N_BANDS + 1)), "random", "silent")
 """Groups of examples, in the order in which they are sorted and stored."""
+
+SIGNS = ("top", "bottom")
+"""Ends of the list of a feature's logits."""
+
+KINDS = ("decoder", "coactivation")
+"""What makes two features neighbours."""
+
+Tables = Mapping[str, Mapping[str, np.ndarray]]
+"""Table name to column name to array [row]; ``sign`` and ``kind`` are int8 indices into
+`SIGNS` and `KINDS`, ``n_both`` is -1 where it has no meaning."""
+
+TABLE_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "logits": ("feature", "sign", "rank"),
+        "neighbours": ("feature", "kind", "rank"),
+        "tokens": ("feature", "rank"),
+    }
+)
+"""The flat tables of a result, each with the columns that it is sorted by."""
+
+
+def joined_tables(*parts: Tables) -> dict[str, dict[str, np.ndarray]]:
+    """Return all rows of `parts`, those of each table sorted by its `TABLE_KEYS`.
+
+    The rows of each part are sorted already, and parts with the same table have the same
+    columns of it.
+    """
+    return {
+        name: _joined([part[name] for part in parts if name in part], keys)
+        for name, keys in TABLE_KEYS.items()
+        if any(name in part for part in parts)
+    }
+
+
+def _joined(
+    parts: Sequence[Mapping[str, np.ndarray]], keys: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    if len(parts) == 1:
+        return dict(parts[0])
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort([columns[name] for name in reversed(keys)])
+    return {name: column[order] for name, column in columns.items()}
 
 
 def bin_edges() -> np.ndarray:
@@ -99,6 +142,9 @@ class ExtractionResult:
         ``peak_rss_bytes``, ``statistics_format`` and others.
     provenance : mapping
         Numerics fingerprint, compute tile, versions, units, mask policy.
+    tables : mapping of str to mapping of str to ndarray
+        Rows of the tables of `TABLE_KEYS`, sorted by those columns; the columns are those
+        of the same table in the catalog. A table that is not here has no rows.
     """
 
     features: Mapping[str, np.ndarray]
@@ -107,6 +153,13 @@ class ExtractionResult:
     held_out: np.ndarray
     summary: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    tables: Tables = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a table that nobody would write."""
+        unknown = sorted(self.tables.keys() - TABLE_KEYS.keys())
+        if unknown:
+            raise ValueError(f"tables {unknown}: {', '.join(TABLE_KEYS)} are known")
 
     @property
     def d_sae(self) -> int:
@@ -117,6 +170,11 @@ class ExtractionResult:
 _DIGESTED = (
     "n_active", "n_contexts", "max_act", "max_context", "max_pos", "last_context",
 )  # fmt: skip
+_DIGESTED_OF_TABLES = {
+    "logits": ("feature", "sign", "rank", "token"),
+    "neighbours": ("feature", "kind", "rank", "other", "n_both"),
+    "tokens": ("feature", "rank", "token", "n_active", "max_act"),
+}
 
 
 def result_digest(result: ExtractionResult) -> str:
@@ -125,6 +183,12 @@ def result_digest(result: ExtractionResult) -> str:
     Integer statistics, histograms, maxima and examples with their float bits, in canonical
     order and little-endian. Sums are left out: they agree to 1e-12 relative, because the
     order of addition may differ.
+
+    Of logits and decoder neighbours the integers count. They are a function of the weights
+    alone, computed in blocks of a fixed size after the last token, so that no interruption
+    has a part in them; like all else they are equal under an equal numerics fingerprint.
+    Their values say nothing more, nor does the value of a coactivation, which follows from
+    ``n_both`` and ``n_active``.
     """
     sha = hashlib.sha256()
 
@@ -142,6 +206,10 @@ def result_digest(result: ExtractionResult) -> str:
     ):  # fmt: skip
         add(f"examples.{name}", getattr(result.examples, name))
     add("held_out", result.held_out)
+    for table, columns in _DIGESTED_OF_TABLES.items():
+        if table in result.tables:
+            for name in columns:
+                add(f"{table}.{name}", result.tables[table][name])
     for name in ("n_tokens", "n_tokens_total", "n_contexts"):
         sha.update(f"{name}={int(result.summary[name])};".encode())
     return sha.hexdigest()

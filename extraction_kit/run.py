@@ -110,6 +110,10 @@ class Watcher:
                 found.append(row | {"tokens": best.tokens, "acts": best.acts})
         return found
 
+    def vocab_of(self, run_id: str) -> Path:
+        """Return where the token texts of a run are."""
+        return self.bench.corpus_of(service.read_run(self.bench, run_id)).vocab
+
     def windows(
         self, run_id: str, feature: SupportsIndex, *, k: int, group: str
     ) -> list[ExampleWindow]:
@@ -289,6 +293,9 @@ class Run(ResultReader):
         self, feature: SupportsIndex, *, k: int, group: str
     ) -> list[ExampleWindow]:
         return self._watcher.windows(self.run_id, feature, k=k, group=group)
+
+    def _vocab(self) -> Path:
+        return self._watcher.vocab_of(self.run_id)
 
     def _results(self) -> Path:
         run = self.view

@@ -1,5 +1,6 @@
 """Results become visible whole, once, and never change: stage, publish, verify."""
 
+import functools
 import hashlib
 import json
 import math
@@ -22,10 +23,12 @@ from extraction_kit.atomic import (
 from extraction_kit.catalog.tables import (
     EXAMPLES,
     FEATURES,
+    FLAT_TABLES,
     HISTOGRAMS,
     RESULT_TABLES,
     examples_table,
     features_table,
+    flat_table,
     histograms_table,
 )
 from extraction_kit.config import STATISTICS_FORMAT
@@ -38,7 +41,7 @@ _ARROW = {
     FEATURES: features_table,
     HISTOGRAMS: histograms_table,
     EXAMPLES: examples_table,
-}
+} | {table: functools.partial(flat_table, table) for table in FLAT_TABLES}
 _MEASURED = frozenset({"sha256", "rows", "bytes"})
 
 
@@ -158,10 +161,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _whole(manifest: object) -> bool:
-    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        return False
+    files, made_as = manifest.get("files"), manifest.get("format")
+    if not isinstance(made_as, int):
+        made_as = STATISTICS_FORMAT
     return isinstance(files, dict) and all(
         isinstance(files.get(table.file), dict) and files[table.file].keys() >= _MEASURED
         for table in RESULT_TABLES
+        if table.since <= made_as
     )
 
 

@@ -15,10 +15,18 @@ import pyarrow.parquet as pq
 
 from extraction_kit.catalog.memory import Memory
 from extraction_kit.catalog.publish import read_manifest
-from extraction_kit.catalog.relations import scan
-from extraction_kit.catalog.tables import EXAMPLES, FEATURES, HISTOGRAMS
+from extraction_kit.catalog.relations import literal, scan
+from extraction_kit.catalog.tables import (
+    EXAMPLES,
+    FEATURES,
+    HISTOGRAMS,
+    LOGITS,
+    NEIGHBOURS,
+    VOCAB,
+    Table,
+)
 from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
-from extraction_kit.results import GROUPS
+from extraction_kit.results import GROUPS, KINDS, SIGNS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +95,8 @@ def examples(
 def _examples_sql(
     folder: Path, feature: SupportsIndex | None, *, k: int | None, group: str
 ) -> str:
-    if group not in GROUPS:
-        msg = f"group={group!r}: one of {', '.join(map(repr, GROUPS))} is allowed"
-        raise BadQuery(msg)
-    wanted = [f"\"group\" = '{group}'"]
-    if feature is not None:
-        wanted.append(f"feature = {_check_feature(folder, feature)}")
-    if k is not None:
-        wanted.append(f"rank < {operator.index(k)}")
+    _check_choice("group", group, GROUPS)
+    wanted = [f"\"group\" = '{group}'", *_wanted(folder, feature, k=k)]
     source = scan([folder / EXAMPLES.file])
     return f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank"
 
@@ -102,6 +104,125 @@ def _examples_sql(
 def in_memory(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     """Return the rows of a relation as one that needs their files no more."""
     return _memory().cursor().from_arrow(relation.to_arrow_table())
+
+
+def logits(
+    folder: Path,
+    feature: SupportsIndex | None = None,
+    *,
+    vocab: Path,
+    k: int | None = None,
+    sign: str | None = None,
+) -> duckdb.DuckDBPyRelation:
+    """Return the tokens that a feature makes most and least likely, or those of all features.
+
+    Parameters
+    ----------
+    folder : Path
+        ``Paths.results_of(run_id)``.
+    feature : int, optional
+        All features if None.
+    vocab : Path
+        Token texts of the run's tokenizer.
+    k : int, optional
+        At most so many at each end.
+    sign : str, optional
+        One of `results.SIGNS`; both if None.
+
+    Returns
+    -------
+    DuckDBPyRelation
+        Columns feature, sign, rank, token, text, value.
+
+    Raises
+    ------
+    UnknownFeature
+        `feature` is outside the SAE.
+    BadQuery
+        There is no such sign, or the run has no logits; the message says why.
+    ResultsDamaged
+        The file is missing or cannot be read.
+    """
+    wanted = _wanted(folder, feature, k=k)
+    if sign is not None:
+        _check_choice("sign", sign, SIGNS)
+        wanted.append(f"sign = {literal(sign)}")
+    _refuse_absent(folder, LOGITS, ())
+    return _query(
+        folder,
+        "SELECT feature, sign, rank, token, text, value "  # noqa: S608 - checked values
+        f"FROM {scan([folder / LOGITS.file])} "
+        f"LEFT JOIN {scan([vocab])} AS {VOCAB.name} ON token = token_id "
+        f"WHERE {' AND '.join(wanted)} ORDER BY feature, sign = 'bottom', rank",
+    )
+
+
+def similar(
+    folder: Path,
+    feature: SupportsIndex | None = None,
+    *,
+    k: int | None = None,
+    kind: str = "decoder",
+) -> duckdb.DuckDBPyRelation:
+    """Return the features that are most like a feature, or those of all features.
+
+    Parameters as for `logits`, and
+
+    kind : str
+        One of `results.KINDS`.
+
+    Returns
+    -------
+    DuckDBPyRelation
+        Columns feature, kind, rank, other, value, n_both.
+
+    Raises
+    ------
+    UnknownFeature
+        `feature` is outside the SAE.
+    BadQuery
+        There is no such kind, or the run has none of it; the message says why.
+    ResultsDamaged
+        The file is missing or cannot be read.
+    """
+    _check_choice("kind", kind, KINDS)
+    wanted = [*_wanted(folder, feature, k=k), f"kind = {literal(kind)}"]
+    _refuse_absent(folder, NEIGHBOURS, (kind,))
+    source = scan([folder / NEIGHBOURS.file])
+    return _query(
+        folder, f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank"
+    )
+
+
+def _wanted(folder: Path, feature: SupportsIndex | None, *, k: int | None) -> list[str]:
+    number = None if feature is None else _check_feature(folder, feature)
+    return [
+        "true" if number is None else f"feature = {number}",
+        "true" if k is None else f"rank < {operator.index(k)}",
+    ]
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        msg = f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is allowed"
+        raise BadQuery(msg)
+
+
+def _refuse_absent(folder: Path, table: Table, kind: tuple[str, ...]) -> None:
+    """Say why a run has no rows of a table, if it says so itself."""
+    manifest = _manifest(folder)
+    if manifest["format"] < table.since:
+        msg = (
+            f"the run in {folder} was measured by a release that knew no {table.name}: "
+            "launch it again with the next generation="
+        )
+        raise BadQuery(msg)
+    said = manifest["provenance"].get(table.name, {})
+    for name in kind:
+        said = said.get(name, {})
+    if said.get("absent_because") is not None:
+        noun = " ".join([*kind, table.name])
+        raise BadQuery(f"this run has no {noun}: {said['absent_because']}")
 
 
 def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
@@ -200,11 +321,15 @@ def _token_ids(blob: bytes, n_tok: int) -> np.ndarray:
 
 
 def _tokens_after(folder: Path) -> int:
+    return int(_manifest(folder)["config"]["window"][1])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest is None:
         msg = f"the manifest in {folder} is missing or torn"
         raise ResultsDamaged(msg)
-    return int(manifest["config"]["window"][1])
+    return manifest
 
 
 @functools.lru_cache(maxsize=4)

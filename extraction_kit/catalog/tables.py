@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from extraction_kit.config import STATISTICS_FORMAT
-from extraction_kit.results import DENSE, GROUPS, N_BINS, ExtractionResult, bin_edges
+from extraction_kit.results import (
+    DENSE,
+    GROUPS,
+    KINDS,
+    N_BINS,
+    SIGNS,
+    ExtractionResult,
+    bin_edges,
+)
 
 _ARROW: Mapping[str, pa.DataType] = MappingProxyType(
     {
@@ -57,6 +65,8 @@ class Table:
     name: str
     meaning: str
     columns: tuple[Column, ...]
+    since: int = 1
+    """Statistics format of the first results that have it."""
 
     @property
     def file(self) -> str:
@@ -153,7 +163,63 @@ EXAMPLES = Table(
         Column("act_val", "FLOAT[]", "activation", "their activations"),
     ),
 )
-RESULT_TABLES = (FEATURES, HISTOGRAMS, EXAMPLES)
+LOGITS = Table(
+    "logits",
+    "Tokens that each feature makes most and least likely, read off the weights",
+    (
+        Column("feature", "INTEGER", "", "index of the feature in the SAE"),
+        Column("sign", "VARCHAR", "", "top (most promoted) or bottom (most suppressed)"),
+        Column("rank", "SMALLINT", "", "0 is the largest of top, the smallest of bottom"),
+        Column("token", "INTEGER", "", "token id"),
+        Column(
+            "value",
+            "FLOAT",
+            "logit per unit of activation",
+            "decoder row times final norm weight times unembedding, without the scale that "
+            "the final norm takes from the data",
+        ),
+    ),
+    since=3,
+)
+NEIGHBOURS = Table(
+    "neighbours",
+    "Features that are like each feature",
+    (
+        Column("feature", "INTEGER", "", "index of the feature in the SAE"),
+        Column(
+            "kind",
+            "VARCHAR",
+            "",
+            "decoder (by the cosine of their decoder rows) or coactivation (by the tokens "
+            "on which both are active)",
+        ),
+        Column("rank", "SMALLINT", "", "0 is the nearest"),
+        Column("other", "INTEGER", "", "index of the other feature"),
+        Column("value", "FLOAT", "", "how near: 1 is the same"),
+        Column("n_both", "BIGINT", "tokens", "on which both are active; NULL for decoder"),
+    ),
+    since=3,
+)
+TOKENS = Table(
+    "tokens",
+    "Tokens on which each feature is active",
+    (
+        Column("feature", "INTEGER", "", "index of the feature in the SAE"),
+        Column("rank", "SMALLINT", "", "0 is the first"),
+        Column("token", "INTEGER", "", "token id"),
+        Column(
+            "n_active", "BIGINT", "tokens", "valid tokens of this id where it is active"
+        ),
+        Column("sum_act", "DOUBLE", "activation", "sum over them"),
+        Column("mean_act", "DOUBLE", "activation", "mean over them"),
+        Column("max_act", "FLOAT", "activation", "largest of them"),
+    ),
+    since=3,
+)
+FLAT_TABLES = (LOGITS, NEIGHBOURS, TOKENS)
+"""Those that a result holds as plain rows, `ExtractionResult.tables`."""
+
+RESULT_TABLES = (FEATURES, HISTOGRAMS, EXAMPLES, *FLAT_TABLES)
 """What the folder of a completed run holds."""
 
 CONTEXTS = Table(
@@ -372,6 +438,28 @@ def examples_table(result: ExtractionResult) -> pa.Table:
         for field in EXAMPLES.schema
     ]
     return pa.table(arrays, schema=EXAMPLES.schema)
+
+
+def flat_table(table: Table, result: ExtractionResult) -> pa.Table:
+    """Return the rows that `result` has of one of the `FLAT_TABLES`; none is fine."""
+    given = result.tables.get(table.name)
+    if given is None:
+        return table.schema.empty_table()
+    arrays = [
+        _flat_column(column.name, given[column.name]).cast(_ARROW[column.type])
+        for column in table.columns
+    ]
+    return pa.table(arrays, schema=table.schema)
+
+
+def _flat_column(name: str, values: np.ndarray) -> pa.Array:
+    array = pa.array(
+        np.ascontiguousarray(values), mask=values < 0 if name == "n_both" else None
+    )
+    names = {"sign": SIGNS, "kind": KINDS}.get(name)
+    return (
+        array if names is None else pa.DictionaryArray.from_arrays(array, pa.array(names))
+    )
 
 
 def rows_table(table: Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:

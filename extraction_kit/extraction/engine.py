@@ -21,9 +21,10 @@ from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
 from extraction_kit.extraction.ce_loss import CeLoss, measure_ce_loss
 from extraction_kit.extraction.given import Given
+from extraction_kit.extraction.from_weights import tables_from_weights
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
 from extraction_kit.extraction.rig import Rig, Tile
-from extraction_kit.results import ExtractionResult
+from extraction_kit.results import ExtractionResult, joined_tables
 from extraction_kit.sources.devices import cpu_threads, peak_rss_bytes
 from extraction_kit.stats import Collection
 from extraction_kit.trainings import Training
@@ -313,9 +314,10 @@ class _Extraction:
         self._phase("finishing")
         elapsed_s = self._elapsed_s()
         found = self.statistics.compute()
-        losses = measure_ce_loss(self.rig, tell=lambda: self._phase("finishing"))
         quality = found["quality"]
         features = found["features"] | self.rig.sae.weight_columns
+        tables, read_off = tables_from_weights(self.rig, lambda: self._phase("finishing"))
+        losses = measure_ce_loss(self.rig, tell=lambda: self._phase("finishing"))
         summary = {
             "n_tokens": self.n_tokens_done,
             "n_tokens_total": self.rig.corpus.n_tokens_total,
@@ -341,7 +343,8 @@ class _Extraction:
             examples=found["examples"],
             held_out=found["held_out"],
             summary=summary,
-            provenance=self._provenance(losses),
+            provenance=self._provenance(losses) | read_off,
+            tables=joined_tables(tables),
         )
 
     def _provenance(self, losses: CeLoss) -> dict[str, Any]:

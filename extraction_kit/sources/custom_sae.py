@@ -55,6 +55,7 @@ class CustomAutoencoder:
         self._zero = torch.zeros(spec.d_in, device=device, dtype=dtype)
         # Its decoder is a function: no rows to take norms of.
         self.weight_columns: dict[str, np.ndarray] = {}
+        self.decoder: None = None
 
     def normalize(self, x: Float[Tensor, "row d_in"]) -> Normalized:
         """Return `x`: normalising is up to the user's code."""

@@ -80,6 +80,11 @@ class SparseAutoencoder:
         self._pre = torch.empty(0, dtype=dtype, device=device)
         self._mask = torch.empty(0, dtype=torch.bool, device=device)
 
+    @property
+    def decoder(self) -> Float[Tensor, "d_sae d_out"]:
+        """What each feature writes per unit of its activation."""
+        return self._w_dec
+
     def normalize(self, x: Float[Tensor, "row d_in"]) -> Normalized:
         """Return `x` as the SAE was trained to see it."""
         normal = self._normalized(x.to(self._w_dec.dtype))

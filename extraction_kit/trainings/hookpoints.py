@@ -120,13 +120,24 @@ def with_centred_writing(hookpoint: Hookpoint, config: Mapping[str, Any]) -> Hoo
             "an SAE trained on the unprocessed model"
         )
     module = hookpoint.module_path.removeprefix(f"{family.base}.")
-    if hookpoint.layer is None:  # the embedding, or what enters the final norm
-        written = (module, hookpoint.side) != (family.norm, "output")
-    else:
-        module = module.removeprefix(f"{family.layers}.{hookpoint.layer}").lstrip(".")
-        stream = {family.hooks[name] for name in RESIDUAL_HOOKS}
-        written = (module, hookpoint.side) in stream
+    embedding = hookpoint.layer is None and module != family.norm
+    written = embedding or is_residual_stream(hookpoint, config)
     return replace(hookpoint, centred=family.centred and written)
+
+
+def is_residual_stream(hookpoint: Hookpoint, config: Mapping[str, Any]) -> bool:
+    """Return whether a place of a decoder is the residual stream, or is added to it as it is.
+
+    Embeddings do not count: some models scale them first.
+    """
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or family.encoder is not None:
+        return False
+    module = hookpoint.module_path.removeprefix(f"{family.base}.")
+    if hookpoint.layer is None:
+        return (module, hookpoint.side) == (family.norm, "input")
+    module = module.removeprefix(f"{family.layers}.{hookpoint.layer}").lstrip(".")
+    return (module, hookpoint.side) in {family.hooks[name] for name in RESIDUAL_HOOKS}
 
 
 def hook_suffix(hookpoint: Hookpoint, config: Mapping[str, Any]) -> str | None:

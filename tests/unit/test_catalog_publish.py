@@ -20,7 +20,10 @@ from extraction_kit.errors import ResultsDamaged, WorkspaceUnusable
 from extraction_kit.results import result_digest
 from tests.unit.synthetic import synthetic
 
-FILES = ["examples.parquet", "features.parquet", "histograms.parquet"]
+FILES = [
+    "examples.parquet", "features.parquet", "histograms.parquet", "logits.parquet",
+    "neighbours.parquet", "tokens.parquet",
+]  # fmt: skip
 
 
 def names_in(folder):
@@ -48,7 +51,7 @@ def test_the_manifest_says_what_was_measured_and_of_which_files(staged, made):
     assert math.isclose(manifest["summary"]["l0"], made.result.summary["l0"])
     assert sorted(manifest["files"]) == FILES
     assert manifest["files"]["features.parquet"]["rows"] == 16
-    assert names_in(staged) == [*FILES, "manifest.json"]
+    assert names_in(staged) == sorted([*FILES, "manifest.json"])
     assert verify(staged) == []
     assert staged_and_sound(staged)
 
@@ -72,13 +75,14 @@ def test_everything_is_on_disk_before_the_manifest_is(made, tmp_path, monkeypatc
 
     monkeypatch.setattr("extraction_kit.atomic.fsync_file", watch)
     stage(tmp_path / "s", made.result, made.manifest)
-    assert order == ["features", "histograms", "examples", "manifest"]
+    assert order[-1] == "manifest"
+    assert [f"{name}.parquet" for name in sorted(order[:-1])] == FILES
 
 
 def test_staging_again_starts_clean(staged, made):
     (staged / "left-over.parquet").write_bytes(b"of a killed process")
     stage(staged, made.result, made.manifest)
-    assert names_in(staged) == [*FILES, "manifest.json"]
+    assert names_in(staged) == sorted([*FILES, "manifest.json"])
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(made, tmp_path, monkeypatch):
@@ -145,6 +149,15 @@ def test_a_wrong_row_count_in_the_manifest_is_named(staged):
     manifest["files"]["features.parquet"]["rows"] = 17
     (staged / "manifest.json").write_text(json.dumps(manifest))
     assert "features.parquet has rows 16" in verify(staged)[0]
+
+
+@pytest.mark.parametrize(("made_as", "whole"), [(2, True), (STATISTICS_FORMAT, False)])
+def test_a_result_needs_the_files_that_its_own_format_has(staged, made_as, whole):
+    manifest = read_manifest(staged)
+    for name in ("logits", "neighbours", "tokens"):
+        del manifest["files"][f"{name}.parquet"]
+    (staged / "manifest.json").write_text(json.dumps(manifest | {"format": made_as}))
+    assert (read_manifest(staged) is not None) == whole
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": {}}', "\xff"])

@@ -1,10 +1,20 @@
 """Questions about one run go to its own files."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from extraction_kit.catalog.publish import publish, stage
-from extraction_kit.catalog.reading import example_windows, examples, features, histogram
+from extraction_kit.catalog.reading import (
+    example_windows,
+    examples,
+    features,
+    histogram,
+    logits,
+    similar,
+)
 from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from tests.unit.synthetic import DEAD, TOP_K, WINDOW, synthetic
 
@@ -98,3 +108,87 @@ def test_the_wrong_corpus_is_noticed(run, tmp_path, files):
     contexts, _ = small.write_corpus(tmp_path / "other")
     with pytest.raises(ResultsDamaged, match="not the corpus"):
         example_windows(run, 1, contexts=contexts, vocab=files["vocab"])
+
+
+LOGITS = {
+    "feature": np.repeat(np.arange(16, dtype=np.int32), 4),
+    "sign": np.tile(np.repeat(np.arange(2, dtype=np.int8), 2), 16),
+    "rank": np.tile(np.arange(2, dtype=np.int16), 32),
+    "token": np.tile(np.array([7, 49, 3, 50], dtype=np.int32), 16),
+    "value": np.tile(np.array([2.5, 1, -4, -3], dtype=np.float32), 16),
+}
+NEIGHBOURS = {
+    "feature": np.repeat(np.arange(16, dtype=np.int32), 3),
+    "kind": np.tile(np.array([0, 0, 1], dtype=np.int8), 16),
+    "rank": np.tile(np.array([0, 1, 0], dtype=np.int16), 16),
+    "other": np.tile(np.array([4, 9, 11], dtype=np.int32), 16),
+    "value": np.tile(np.array([0.5, 0.25, 0.125], dtype=np.float32), 16),
+    "n_both": np.tile(np.array([-1, -1, 30]), 16),
+}
+
+
+@pytest.fixture
+def with_tables(made, tmp_path):
+    folder = tmp_path / "with-tables"
+    tables = {"logits": LOGITS, "neighbours": NEIGHBOURS}
+    stage(folder, replace(made.result, tables=tables), made.manifest)
+    return folder
+
+
+def test_logits_come_with_token_texts_the_top_ones_first(with_tables, files):
+    found = logits(with_tables, 2, vocab=files["vocab"])
+    assert found.columns == ["feature", "sign", "rank", "token", "text", "value"]
+    assert found.fetchall() == [
+        (2, "top", 0, 7, "tok7", 2.5),
+        (2, "top", 1, 49, "tok49", 1),
+        (2, "bottom", 0, 3, "tok3", -4),
+        (2, "bottom", 1, 50, None, -3),  # the tokenizer skips this id
+    ]
+    bottom = logits(with_tables, np.int64(2), vocab=files["vocab"], k=1, sign="bottom")
+    assert bottom.fetchall() == [(2, "bottom", 0, 3, "tok3", -4)]
+    assert len(logits(with_tables, vocab=files["vocab"]).fetchall()) == 64
+
+
+def test_similar_features_are_of_one_kind(with_tables):
+    found = similar(with_tables, 2)
+    assert found.columns == ["feature", "kind", "rank", "other", "value", "n_both"]
+    assert found.fetchall() == [
+        (2, "decoder", 0, 4, 0.5, None),
+        (2, "decoder", 1, 9, 0.25, None),
+    ]
+    assert similar(with_tables, 2, k=1).fetchall() == found.fetchall()[:1]
+    both = similar(with_tables, 2, kind="coactivation").fetchall()
+    assert both == [(2, "coactivation", 0, 11, 0.125, 30)]
+    assert len(similar(with_tables).fetchall()) == 32
+
+
+def test_what_is_not_there_is_refused_by_name(with_tables, files):
+    with pytest.raises(UnknownFeature):
+        logits(with_tables, 16, vocab=files["vocab"])
+    with pytest.raises(UnknownFeature):
+        similar(with_tables, -1)
+    with pytest.raises(BadQuery, match="'top', 'bottom' is allowed"):
+        logits(with_tables, 2, vocab=files["vocab"], sign="positive")
+    with pytest.raises(BadQuery, match="'decoder', 'coactivation' is allowed"):
+        similar(with_tables, 2, kind="encoder")
+    (with_tables / "logits.parquet").unlink()
+    with pytest.raises(ResultsDamaged):
+        logits(with_tables, 2, vocab=files["vocab"])
+
+
+def test_why_a_run_has_none_is_said(made, with_tables, files, tmp_path):
+    said = {
+        "logits": {"absent_because": "it is an encoder"},
+        "neighbours": {"decoder": {"absent_because": "n_neighbours=0"}},
+    }
+    without = replace(made.result, provenance=said)
+    stage(tmp_path / "without", without, made.manifest)
+    with pytest.raises(BadQuery, match="this run has no logits: it is an encoder"):
+        logits(tmp_path / "without", 2, vocab=files["vocab"])
+    with pytest.raises(BadQuery, match="has no decoder neighbours: n_neighbours=0"):
+        similar(tmp_path / "without", 2)
+    assert similar(tmp_path / "without", 2, kind="coactivation").fetchall() == []
+    manifest = json.loads((with_tables / "manifest.json").read_text())
+    (with_tables / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(BadQuery, match="knew no neighbours: launch it again"):
+        similar(with_tables, 2)

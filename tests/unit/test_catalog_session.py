@@ -188,7 +188,7 @@ def test_a_bad_query_says_what_duckdb_says_and_what_there_is(session, query, say
 
 
 def test_a_bad_query_lists_the_views(session):
-    with pytest.raises(BadQuery, match="features, histograms, examples, contexts, vocab"):
+    with pytest.raises(BadQuery, match="features, histograms, examples, logits, "):
         session.sql("FROM nowhere")
 
 

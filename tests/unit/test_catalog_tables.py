@@ -10,16 +10,26 @@ from extraction_kit.catalog.tables import (
     CATALOG,
     EVENTS,
     FEATURES,
+    FLAT_TABLES,
     LEDGER_TABLES,
+    LOGITS,
+    NEIGHBOURS,
     RUNS,
     examples_table,
     features_table,
+    flat_table,
     histograms_table,
     quantile,
     rows_table,
 )
 from extraction_kit.lifecycle import RunState
-from extraction_kit.results import N_BINS, bin_edges
+from extraction_kit.results import (
+    N_BINS,
+    TABLE_KEYS,
+    bin_edges,
+    joined_tables,
+    result_digest,
+)
 from tests.unit.synthetic import DEAD, synthetic
 
 
@@ -111,6 +121,62 @@ def test_histograms_and_examples_are_the_arrays():
     last = slice(given.offsets[-2], given.offsets[-1])
     assert table["act_val"][-1].as_py() == given.act_val[last].tolist()
     assert table["act_off"][-1].as_py() == given.act_off[last].tolist()
+
+
+def neighbours(kind, others, *, n_both):
+    n = len(others)
+    return {
+        "neighbours": {
+            "feature": np.arange(n, dtype=np.int32),
+            "kind": np.full(n, kind, np.int8),
+            "rank": np.zeros(n, np.int16),
+            "other": np.array(others, np.int32),
+            "value": np.linspace(0, 1, n, dtype=np.float32),
+            "n_both": np.array(n_both, np.int64),
+        }
+    }
+
+
+def with_tables(made, tables):
+    return type(made.result)(**{**vars(made.result), "tables": tables})
+
+
+@pytest.mark.parametrize("table", FLAT_TABLES, ids=lambda table: table.name)
+def test_a_table_without_rows_has_its_columns(table):
+    assert flat_table(table, synthetic().result).schema == table.schema
+    assert TABLE_KEYS[table.name] == tuple(
+        table.schema.names[: len(TABLE_KEYS[table.name])]
+    )
+
+
+def test_rows_from_several_places_are_sorted_and_kinds_have_names():
+    parts = neighbours(1, [5, 6], n_both=[7, 8]), neighbours(0, [3, 4], n_both=[-1, -1])
+    result = with_tables(synthetic(), joined_tables(*parts))
+    rows = flat_table(NEIGHBOURS, result).to_pylist()
+    columns = ("feature", "kind", "other", "n_both")
+    assert [tuple(row[name] for name in columns) for row in rows] == [
+        (0, "decoder", 3, None),
+        (0, "coactivation", 5, 7),
+        (1, "decoder", 4, None),
+        (1, "coactivation", 6, 8),
+    ]
+    assert flat_table(LOGITS, result).num_rows == 0
+
+
+def test_the_digest_covers_the_integers_of_the_tables_and_not_their_values():
+    made = synthetic()
+    first = neighbours(1, [5, 6], n_both=[7, 8])
+    digests = [result_digest(made.result), result_digest(with_tables(made, first))]
+    for name in first["neighbours"]:
+        changed = {**first["neighbours"], name: first["neighbours"][name] + 1}
+        digests.append(result_digest(with_tables(made, {"neighbours": changed})))
+    assert len(set(digests)) == len(digests) - 1
+    assert digests[1] == digests[2 + list(first["neighbours"]).index("value")]
+
+
+def test_a_table_that_nobody_would_write_is_refused():
+    with pytest.raises(ValueError, match="logits, neighbours, tokens are known"):
+        with_tables(synthetic(), {"nieghbours": {}})
 
 
 @pytest.mark.parametrize("table", LEDGER_TABLES, ids=lambda table: table.name)

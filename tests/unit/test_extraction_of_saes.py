@@ -179,7 +179,8 @@ def test_a_transcoder_whose_output_is_not_known_has_no_fvu_and_says_why(
     *_, known = extracted(transcoder[0], hook_name=None)
     assert found.summary["fvu"] is None
     assert found.summary["l0"] == known.summary["l0"]
-    assert result_digest(found) == result_digest(known)
+    measured = [replace(each, tables={}) for each in (found, known)]
+    assert result_digest(measured[0]) == result_digest(measured[1])
     assert {progress.fvu for progress in told} == {None}
     said = found.provenance["reconstruction"]
     assert said["compared_with"] is None

@@ -112,6 +112,9 @@ def test_it_gives_the_result_of_the_same_sae_in_a_known_format(
     np.testing.assert_allclose(own.features["max_act"], same.features["max_act"], rtol=1e-5)
     assert own.summary["fvu"] == pytest.approx(same.summary["fvu"], rel=1e-5)
     assert "decoder_norm" not in own.features
+    assert own.tables == {}
+    assert "no decoder rows" in own.provenance["logits"]["absent_because"]
+    assert "no decoder rows" in own.provenance["neighbours"]["decoder"]["absent_because"]
     assert len(result_digest(own)) == 64
 
 
