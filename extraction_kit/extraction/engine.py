@@ -20,8 +20,8 @@ from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
 from extraction_kit.extraction.ce_loss import CeLoss, measure_ce_loss
-from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.from_weights import tables_from_weights
+from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
 from extraction_kit.extraction.rig import Rig, Tile
 from extraction_kit.results import ExtractionResult, joined_tables
