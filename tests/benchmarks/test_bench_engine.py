@@ -4,48 +4,68 @@ Engine and baseline take turns, tile by tile, in one process: the engine is the 
 `extract`, with windows, all default statistics and checkpoints; between two of its tiles the
 baseline computes the same tile. The figure is the ratio of their CPU times, which other work on
 the machine changes little. The baseline is the limit as it could be programmed: the model cut
-at the hook, and one ``addmm(out=)`` into reused buffers whose inactive entries are set to zero.
-Eager torch, as one would write it first, is measured beside it.
+at the hook, and ``addmm(out=)`` into reused buffers whose inactive entries are set to zero, in
+the fastest of several sizes. Eager torch, as one would write it first, is measured beside it.
 
-`make bench-engine` prints the table and writes ``build/bench/engine.json``.
+`make bench-engine` prints the table and writes ``build/bench/engine.json``. Each row is
+measured in a process of its own, so that its memory is its own.
 """
 
 import json
 import os
-import platform
 import shutil
 import statistics
+import subprocess
+import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from extraction_kit.config import ExtractionConfig, Settings
+from extraction_kit.corpora import ReadingOrder
 from extraction_kit.extraction import extract
 from extraction_kit.sources.devices import cpu_threads
 from extraction_kit.sources.loading import load_model
 from extraction_kit.sources.sae_weights import load_weights
 from tests.benchmarks.parts import CONTEXT_SIZE, make_parts
 
-pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
 
 OUT = Path("build/bench/engine.json")
-TARGET = 1.05
-TOKENS = {8192: 65_536, 32_768: 32_768, 131_072: 16_384}
+PARTS = Path("build/bench/parts").absolute()
+TARGETS = {"ratio_to_limit": 1.05, "checkpoints_on_off": 1.02, "peak_mib_32768": 600}
 THREADS = int(os.environ.get("BENCH_THREADS", "1"))
-TILE = Settings().tile_tokens
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """Return model and texts; SAEs are made when they are needed, and removed."""
-    folder = Path("build/bench/parts").absolute()
-    yield make_parts(folder)
-    for each in folder.glob("*-131072"):
-        shutil.rmtree(each)
+SETTINGS = Settings(device="cpu", threads=THREADS, preflight="report")
+TILE = 1024
+_ROUND = 8  # tiles over which the spread is taken
+OPTIONS = {
+    "n_top_tokens=10": {"n_top_tokens": 10},
+    "n_coactive=10": {"n_coactive": 10},
+    "dedupe=True": {"dedupe": True},
+}
+"""What is off by default; its marginal cost is measured."""
+ROWS = [
+    *(
+        {"name": "whole engine", "architecture": architecture, "d_sae": d_sae, "n_tokens": n}
+        for d_sae, n in ((8192, 65_536), (32_768, 32_768), (131_072, 16_384))
+        for architecture in ("jumprelu", "topk")
+    ),
+    *(
+        {"name": name, "architecture": "jumprelu", "d_sae": 8192, "n_tokens": 32_768,
+         "config": changes} for name, changes in OPTIONS.items()
+    ),
+    {"name": "bfloat16", "architecture": "jumprelu", "d_sae": 8192, "n_tokens": 32_768,
+     "config": {"dtype": "bfloat16"}},
+    {"name": "packing='document'", "architecture": "jumprelu", "d_sae": 8192,
+     "n_tokens": 32_768, "config": {"packing": "document"}},
+    {"name": "checkpoints every 5 s", "architecture": "jumprelu", "d_sae": 8192,
+     "n_tokens": 32_768, "settings": {"checkpoint_every_s": 5.0}},
+]  # fmt: skip
 
 
 class Baseline:
@@ -53,32 +73,56 @@ class Baseline:
 
     def __init__(self, training, corpus):
         self.model = load_model(
-            training.model,
-            training.hookpoint,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
+            training.model, training.hookpoint, device=torch.device("cpu"), dtype=torch.float32
         )
         weights = load_weights(training.sae)
         self.k = training.sae.k
         self.w, self.b, self.b_dec = weights["W_enc"], weights["b_enc"], weights["b_dec"]
         self.bound = weights.get("threshold")
         self.corpus = corpus
-        self.rows = max(64, min(TILE, 2**23 // training.sae.d_sae))
-        self.pre = torch.empty(self.rows, training.sae.d_sae)
+        self.order = iter(ReadingOrder(
+            corpus.lengths(), context_size=CONTEXT_SIZE, tile_tokens=TILE
+        ))  # fmt: skip
+        self.zero = torch.zeros(())
+        self.pre = torch.empty(0)
+        self.rows = self._fastest()
+
+    def _fastest(self):
+        """Return the rows per matrix product at which the encoder is fastest."""
+        x = torch.randn(TILE, self.w.shape[0])
+        seconds = {}
+        for rows in (64, 128, 256, 512, 1024):
+            if rows * self.w.shape[1] > 2**26:  # 256 MiB
+                continue
+            self._reserve(rows)
+            self.encode(x, rows)
+            seconds[rows] = min(_cpu(self.encode, x, rows) for _ in range(3))
+        best = min(seconds, key=seconds.get)
+        self._reserve(best)
+        return best
+
+    def _reserve(self, rows):
+        del self.pre
+        self.pre = torch.empty(rows, self.w.shape[1])
         self.acts = torch.zeros_like(self.pre)
         self.mask = torch.empty(self.pre.shape, dtype=torch.bool)
-        self.zero = torch.zeros(())
 
-    def __call__(self, first):
-        """Compute the activations of one tile."""
-        batch = self.corpus.read(first, TILE // CONTEXT_SIZE)
-        tokens = torch.from_numpy(batch.tokens).long()
-        x = self.model(tokens) - self.b_dec
-        for start in range(0, len(x), self.rows):
-            some = x[start : start + self.rows]
-            pre, acts, mask = (
-                each[: len(some)] for each in (self.pre, self.acts, self.mask)
-            )
+    def read(self):
+        """Return the tokens of the next tile, in the engine's order and shape."""
+        plan = next(self.order)
+        batch = self.corpus.read_at(plan.contexts, plan.length)
+        tokens = torch.zeros(plan.rows, plan.length, dtype=torch.int64)
+        tokens[: len(batch)] = torch.from_numpy(batch.tokens)
+        return tokens
+
+    def __call__(self, tokens):
+        """Compute the activations of a tile."""
+        self.encode(self.model(tokens) - self.b_dec, self.rows)
+
+    def encode(self, x, n_rows):
+        """Make dense activations, some rows at a time."""
+        for some in x.split(n_rows):
+            pre, acts, mask = (each[: len(some)] for each in (self.pre, self.acts, self.mask))
             torch.addmm(self.b, some, self.w, out=pre)
             if self.k is None:
                 torch.gt(pre, self.bound, out=mask)
@@ -87,11 +131,9 @@ class Baseline:
                 best = pre.topk(self.k, dim=1)
                 acts.zero_().scatter_(1, best.indices, best.values.relu_())
 
-    def eager(self, first):
+    def eager(self, tokens):
         """Compute the same as one would write it first."""
-        batch = self.corpus.read(first, TILE // CONTEXT_SIZE)
-        x = self.model(torch.from_numpy(batch.tokens).long())
-        for some in (x - self.b_dec).split(self.rows):
+        for some in (self.model(tokens) - self.b_dec).split(self.rows):
             pre = some @ self.w + self.b
             if self.k is None:
                 acts = torch.relu(pre) * (pre > self.bound)
@@ -103,7 +145,7 @@ class Baseline:
 
 @dataclass
 class Turns:
-    """CPU and wall seconds of each tile, in turns."""
+    """CPU seconds of each tile, and the engine's wall seconds, in turns."""
 
     baseline: Baseline
     engine: list[float] = field(default_factory=list)
@@ -111,83 +153,170 @@ class Turns:
     eager: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     at: tuple[float, float] | None = None
+    ended: bool = False
 
     def __call__(self, progress):
-        if progress.phase != "extracting":
+        if progress.phase not in {"extracting", "finishing"} or self.ended:
             return
+        self.ended = progress.phase == "finishing"
         cpu, wall = time.process_time(), time.perf_counter()
-        if self.at is not None:
+        if self.at is not None:  # the last one ends with the last checkpoint
             self.engine.append(cpu - self.at[0])
             self.wall.append(wall - self.at[1])
-        first = progress.n_contexts_done
-        if first < self.baseline.corpus.n_contexts:
-            self.limit.append(_cpu(self.baseline, first))
+        if progress.n_contexts_done < self.baseline.corpus.n_contexts:
+            tokens = self.baseline.read()
+            self.limit.append(_cpu(self.baseline, tokens))
             if len(self.limit) % 4 == 0:
-                self.eager.append(_cpu(self.baseline.eager, first))
+                self.eager.append(_cpu(self.baseline.eager, tokens))
         self.at = time.process_time(), time.perf_counter()
 
+    def spread(self):
+        """Return the smallest, middle and largest ratio over rounds of tiles."""
+        pairs = [
+            sum(self.engine[i : i + _ROUND]) / sum(self.limit[i : i + _ROUND])
+            for i in range(0, len(self.limit), _ROUND)
+        ]
+        return [round(f(pairs), 3) for f in (min, statistics.median, max)]
 
-def _cpu(work, first):
+
+def _cpu(work, *args):
     began = time.process_time()
-    work(first)
+    work(*args)
     return time.process_time() - began
 
 
-@pytest.mark.parametrize("d_sae", TOKENS)
-@pytest.mark.parametrize("architecture", ["jumprelu", "topk"])
-def test_engine_against_the_limit(parts, architecture, d_sae, tmp_path, figures):
-    training = parts.training(architecture, d_sae)
-    config = ExtractionConfig(n_tokens=TOKENS[d_sae], context_size=CONTEXT_SIZE)
-    corpus = parts.corpus(training, config)
-    turns = Turns(Baseline(training, corpus))
+def measure(row, folder):
+    """Return the figures of one row; in a process of its own."""
+    training = make_parts(PARTS).training(row["architecture"], row["d_sae"])
+    config = ExtractionConfig(n_tokens=row["n_tokens"], context_size=CONTEXT_SIZE)
+    config = config.replace(**row.get("config", {}))
+    corpus = make_parts(PARTS).corpus(training, config)
     with cpu_threads(THREADS), torch.inference_mode():
-        turns.baseline(0)  # warm
+        turns = Turns(Baseline(training, corpus))
+        turns.baseline(torch.zeros(8, CONTEXT_SIZE, dtype=torch.int64))  # warm
         result = extract(
             training,
             corpus,
             config=config,
-            settings=Settings(
-                device="cpu", threads=THREADS, preflight="report", checkpoint_every_s=10
-            ),
-            checkpoints=tmp_path,
+            settings=replace(SETTINGS, **row.get("settings", {})),
+            checkpoints=folder,
             on_progress=turns,
         )
-    ratio = sum(turns.engine) / sum(turns.limit)
-    rows = [
-        sum(turns.engine[i : i + 8]) / sum(turns.limit[i : i + 8])
-        for i in range(0, len(turns.engine), 8)
-    ]
-    figures.append(
-        {
-            "name": "whole engine",
-            "architecture": architecture,
-            "d_sae": d_sae,
-            "l0": round(result.summary["l0"], 1),
-            "n_tokens": result.summary["n_tokens"],
-            "ratio_to_limit": round(ratio, 3),
-            "spread": [
-                round(min(rows), 3),
-                round(statistics.median(rows), 3),
-                round(max(rows), 3),
-            ],
-            "eager_to_limit": round(
-                statistics.mean(turns.eager) / statistics.mean(turns.limit), 3
-            ),
-            "tokens_per_s": round(result.summary["n_tokens"] / sum(turns.wall)),
-            "peak_mib": round(result.summary["peak_rss_bytes"] / 2**20),
-        }
+        finishing_s = time.process_time() - turns.at[0]
+    n = result.summary["n_tokens"]
+    return {
+        "name": row["name"],
+        "architecture": row["architecture"],
+        "d_sae": row["d_sae"],
+        "l0": round(result.summary["l0"], 1),
+        "n_tokens": n,
+        "ratio_to_limit": round(sum(turns.engine) / sum(turns.limit), 3),
+        "spread": turns.spread(),
+        "eager_to_limit": round(
+            statistics.mean(turns.eager) / statistics.mean(turns.limit), 3
+        ),
+        "us_per_token": round(1e6 * sum(turns.engine) / n),
+        "tokens_per_s": round(n / sum(turns.wall)),
+        "finishing_s": round(finishing_s, 1),  # once per run: logits, neighbours
+    }
+
+
+class Peak:
+    """Resident memory of this process: when the statistics begin, and the most since."""
+
+    def __init__(self):
+        self.process, self.base, self.most = psutil.Process(), None, 0
+
+    def __call__(self, progress):
+        if progress.phase in {"extracting", "finishing"}:
+            now = self.process.memory_info().rss
+            self.base = now if self.base is None else self.base
+            self.most = max(self.most, now, _peak())
+
+
+def _peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def measure_memory(row, folder):
+    """Return the memory that one extraction takes above model and SAE."""
+    training = make_parts(PARTS).training(row["architecture"], row["d_sae"])
+    config = ExtractionConfig(n_tokens=row["n_tokens"], context_size=CONTEXT_SIZE)
+    config = config.replace(n_neighbours=0, n_logits=0)
+    corpus = make_parts(PARTS).corpus(training, config)
+    peak = Peak()
+
+    def reset_at_start(progress):
+        if progress.phase == "extracting" and peak.base is None:
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+        peak(progress)
+
+    began = time.perf_counter()
+    extract(
+        training, corpus, config=config, settings=SETTINGS, checkpoints=folder,
+        on_progress=reset_at_start,
+    )  # fmt: skip
+    return {
+        "name": "memory above model and SAE",
+        "architecture": row["architecture"],
+        "d_sae": row["d_sae"],
+        "n_tokens": row["n_tokens"],
+        "peak_mib": round((peak.most - peak.base) / 2**20),
+        "seconds": round(time.perf_counter() - began),
+    }
+
+
+MEMORY = [
+    {"architecture": "topk", "d_sae": 32_768, "n_tokens": n} for n in (50_000, 200_000)
+]
+
+
+def _alone(kind, row, folder):
+    """Measure `row` in a new process."""
+    command = [sys.executable, "-m", "tests.benchmarks.test_bench_engine", kind]
+    done = subprocess.run(
+        [*command, json.dumps(row), str(folder)], capture_output=True, text=True, check=False
     )
-    print(json.dumps(figures[-1]))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def figures():
-    """Collect the figures; print them as a table and write them at the end."""
+def test_engine_against_the_limit(tmp_path):
     found = []
-    yield found
+    make_parts(PARTS)
+    for number, row in enumerate(ROWS):
+        found.append(_alone("speed", row, tmp_path / str(number)))
+        _print(found[-1])
+        shutil.rmtree(tmp_path / str(number), ignore_errors=True)
+    for number, row in enumerate(MEMORY):
+        found.append(_alone("memory", row, tmp_path / f"m{number}"))
+        print(found[-1])  # noqa: T201 - the table
+    for each in PARTS.glob("*-131072"):
+        shutil.rmtree(each)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(found, indent=1))
-    print(
-        f"\n{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or platform.machine()}, "
-        f"torch {torch.__version__}, {THREADS} thread(s)"
+    now, cpu = datetime.now(UTC), _processor()
+    print(f"{now:%Y-%m-%d}, {cpu}, torch {torch.__version__}, {THREADS} thread(s)")  # noqa: T201 - the table
+
+
+def _print(row):
+    low, middle, high = row["spread"]
+    print(  # noqa: T201 - the table
+        f"{row['name']:24} {row['architecture']:9} {row['d_sae']:7} L0 {row['l0']:5} "
+        f"{row['ratio_to_limit']:6.3f} ({low:.3f} {middle:.3f} {high:.3f})  eager "
+        f"{row['eager_to_limit']:.3f}  {row['us_per_token']:6} us/token  "
+        f"{row['tokens_per_s']:6} tok/s, after the pass {row['finishing_s']} s",
+        flush=True,
     )
+
+
+def _processor():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+
+
+if __name__ == "__main__":
+    kind, row, folder = sys.argv[1:]
+    work = {"speed": measure, "memory": measure_memory}[kind]
+    print(json.dumps(work(json.loads(row), Path(folder))))  # noqa: T201 - the answer
