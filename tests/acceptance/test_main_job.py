@@ -147,6 +147,13 @@ def test_the_results_answer_in_python_and_sql(undisturbed):
     assert by_sql == [(int((~features.dead).sum()),)]
     best = run.examples(0).df()
     assert list(best["rank"]) == list(range(5))
+    promoted = run.logits(0, sign="top").df()
+    assert list(promoted["rank"]) == list(range(10))
+    assert promoted.value.is_monotonic_decreasing
+    assert promoted.text.str.len().min() > 0
+    assert (run.similar(0, k=3).df().other != 0).all()
+    by_sql = stage.ws.sql("SELECT count(*) FROM logits").fetchall()
+    assert by_sql == [(2 * 10 * stage.tiny.d_sae,)]
     windows = run.windows(0, k=5)
     assert [window.act for window in windows] == pytest.approx(list(best.act))
     assert all(max(w.acts) == pytest.approx(w.act) for w in windows)

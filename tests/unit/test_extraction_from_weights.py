@@ -113,6 +113,20 @@ def test_there_are_no_more_than_there_are(extracted):
     assert len(found.tables["neighbours"]["other"]) == 48 * 47
 
 
+def test_no_feature_is_its_own_neighbour_also_among_equal_and_empty_ones():
+    decoder = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    decoder[10:30] = decoder[3] * torch.arange(1, 21)[:, None]
+    decoder[35] = 0
+    nowhere = {"device": torch.device("cpu"), "tell": lambda: None}
+    rows = from_weights.neighbours(decoder, 4, **nowhere)
+    other, value = rows["other"].reshape(40, 4), rows["value"].reshape(40, 4)
+    assert other[3].tolist() == [10, 11, 12, 13]
+    assert other[11].tolist() == [3, 10, 12, 13]
+    assert other[29].tolist() == [3, 10, 11, 12]
+    assert other[35].tolist() == [0, 1, 2, 3]
+    assert value[35].tolist() == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("option", "table"), [("n_logits", "logits"), ("n_neighbours", "neighbours")]
 )

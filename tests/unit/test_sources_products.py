@@ -65,6 +65,14 @@ def test_of_equal_products_the_first_are_found_however_many_there_are(block_elem
     assert top[0][7].tolist() == list(range(10))
 
 
+def test_of_few_equal_products_the_first_comes_first():
+    rows, others = torch.ones(1, 4).double(), random(400, 4)
+    # 115 is in the group of 30, which so is looked at before that of 20
+    others[115], others[30], others[20] = 300, 200, 200
+    top, _ = found_by(rows, others, 10)
+    assert top[0][0, :3].tolist() == [115, 20, 30]
+
+
 def test_differences_that_float32_cannot_see_decide():
     # equal but for a last number that no float32 sum of these keeps
     rows = torch.tensor([[1e8, 1.0]], dtype=torch.float64)
