@@ -130,6 +130,18 @@ class Watcher:
             group=group,
         )
 
+    def top_tokens(
+        self, run_id: str, feature: SupportsIndex, *, k: int | None
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return the tokens of one feature of a completed run, with their texts."""
+        run = service.read_run(self.bench, run_id)
+        return reading.top_tokens(
+            self.bench.paths.results_of(run_id),
+            feature,
+            vocab=self.bench.corpus_of(run).vocab,
+            k=k,
+        )
+
 
 def _typical_features(folder: Path, n: int) -> list[dict[str, Any]]:
     ranked = reading.features(folder).filter(
@@ -347,6 +359,32 @@ class Run:
 
         windows = tuple(self.windows(feature, k=k, group=group))
         return ExamplesPage(feature=int(feature), windows=windows, group=group)
+
+    def top_tokens(
+        self, feature: SupportsIndex, *, k: int | None = None
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return the tokens on which a feature is active most often, with their texts.
+
+        One row per token id with ``n_active``, ``sum_act``, ``mean_act`` and ``max_act``;
+        ``run.result()["summary"]["tokens_share"]`` is the share of the corpus in which they
+        were counted.
+
+        Parameters
+        ----------
+        feature : int
+            Index of the feature.
+        k : int, optional
+            At most so many.
+
+        Raises
+        ------
+        UnknownFeature
+            `feature` is outside the SAE.
+        BadQuery
+            The run did not count them.
+        """
+        self._results()
+        return self._watcher.top_tokens(self.run_id, feature, k=k)
 
     def histogram(self, feature: SupportsIndex) -> "np.ndarray":
         """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from extraction_kit.catalog.memory import Memory
 from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.relations import scan
-from extraction_kit.catalog.tables import EXAMPLES, FEATURES, HISTOGRAMS
+from extraction_kit.catalog.tables import EXAMPLES, FEATURES, HISTOGRAMS, TOKENS
 from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from extraction_kit.results import GROUPS
 
@@ -116,6 +116,48 @@ def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
         return np.asarray(found.fetchall()[0][0], dtype=np.int64)
 
 
+def top_tokens(
+    folder: Path, feature: SupportsIndex, *, vocab: Path, k: int | None = None
+) -> duckdb.DuckDBPyRelation:
+    """Return the tokens on which a feature is active most often, with their texts.
+
+    Parameters
+    ----------
+    folder : Path
+        ``Paths.results_of(run_id)``.
+    feature : int
+        Index of the feature.
+    vocab : Path
+        Token texts of the run's tokenizer.
+    k : int, optional
+        At most so many.
+
+    Raises
+    ------
+    UnknownFeature
+        `feature` is outside the SAE.
+    BadQuery
+        The run did not count them.
+    ResultsDamaged
+        A file is missing or cannot be read.
+    """
+    number = _check_feature(folder, feature)
+    if not _manifest(folder)["config"].get("n_top_tokens"):
+        msg = (
+            "this run did not count the tokens of its features: launch with "
+            "ExtractionConfig(n_top_tokens=10)"
+        )
+        raise BadQuery(msg)
+    first = "" if k is None else f" AND rank < {operator.index(k)}"
+    return _query(
+        folder,
+        "SELECT feature, rank, token, text, * EXCLUDE (feature, rank, token, token_id, text) "  # noqa: S608 - integers and our own names
+        f"FROM {scan([folder / TOKENS.file])} LEFT JOIN "
+        f"(SELECT token_id, text FROM {scan([vocab])}) ON token_id = token "
+        f"WHERE feature = {number}{first} ORDER BY rank",
+    )
+
+
 def example_windows(
     folder: Path,
     feature: SupportsIndex,
@@ -195,11 +237,15 @@ def _token_ids(blob: bytes, n_tok: int) -> np.ndarray:
 
 
 def _tokens_after(folder: Path) -> int:
+    return int(_manifest(folder)["config"]["window"][1])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest is None:
         msg = f"the manifest in {folder} is missing or torn"
         raise ResultsDamaged(msg)
-    return int(manifest["config"]["window"][1])
+    return manifest
 
 
 @functools.lru_cache(maxsize=4)

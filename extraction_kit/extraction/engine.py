@@ -21,7 +21,7 @@ from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
 from extraction_kit.extraction.rig import Rig, Tile
-from extraction_kit.results import ExtractionResult
+from extraction_kit.results import ExtractionResult, joined_tables
 from extraction_kit.sources.devices import cpu_threads, peak_rss_bytes
 from extraction_kit.stats import Collection
 from extraction_kit.trainings import Training
@@ -314,6 +314,7 @@ class _Extraction:
             "tokens_per_s": self.n_tokens_done / elapsed_s if elapsed_s > 0 else None,
             "elapsed_s": elapsed_s,
             "peak_rss_bytes": peak_rss_bytes(),
+            **found["sampled"],
         }
         return ExtractionResult(
             features=features,
@@ -322,6 +323,7 @@ class _Extraction:
             held_out=found["held_out"],
             summary=summary,
             provenance=self._provenance(),
+            tables=joined_tables(found["tables"]),
         )
 
     def _provenance(self) -> dict[str, Any]:
