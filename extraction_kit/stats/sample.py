@@ -45,8 +45,8 @@ class ActivationSample(FeatureStatistic):
     (1 if no context holds more than one). Of a Jaccard index J with n features' tokens in
     the union, the standard error is about sqrt((1 - p) m J (1 - J) / n).
 
-    The state takes 8 bytes per activation and 16 per token: 270 to 450 MiB when the budget
-    is full, at 50 active features per token; 2 to 3 times as much while it is sorted.
+    The state takes 8 bytes per activation and 16 per token: 270 MiB when the budget is
+    full, at 50 active features per token; several times as much while it is sorted.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ class ActivationSample(FeatureStatistic):
     def _coactivation(self) -> tuple[dict[str, np.ndarray], Int64[Tensor, ""]]:
         """Return the columns, and the largest hash of the contexts that were counted."""
         by_row = self._hash(self.place >> POSITION_BITS)
-        upto = torch.minimum(self.bound, bound(by_row, self.length.square(), self.pairs))
+        upto = bound(by_row, self.length.square(), self.pairs)
         inside = by_row <= upto
         columns = coactivation(
             self.feature[torch.repeat_interleave(inside, self.length)].cpu().numpy(),

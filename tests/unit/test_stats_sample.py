@@ -230,12 +230,22 @@ def test_a_context_that_was_refused_once_never_comes_in_later(stream):
     weights = [1 + sum(len(a) for _, a in active_of(changed, c)) for c in order]
     budget = sum(weights[:4]) - 1
     assert budget - sum(weights[:3]) > weights[4]  # there is room for the next
+    expected = fed(changed, budget=budget).compute()
+    assert expected["summary"]["tokens_contexts"] == 3
     one = sample(budget=budget)
     for context in (order[3], *order[:3], *order[4:]):
         one.update(batch_of(changed, context, 1))
-        one.state_dict()
-    assert one.compute()["summary"]["tokens_contexts"] == 3
-    assert_equal(one.compute(), fed(changed, budget=budget).compute())
+        state, one = one.state_dict(), sample(budget=budget)
+        one.load_state_dict(state)
+    assert_equal(one.compute(), expected)
+    for turned in (False, True):  # nor from another shard
+        full, late = sample(budget=budget), sample(budget=budget)
+        late.update(batch_of(changed, order[4], 1))
+        for context in order[:4]:
+            full.update(batch_of(changed, context, 1))
+        full.state_dict()
+        merged = late.merge(full) if turned else full.merge(late)
+        assert merged.compute()["summary"]["tokens_contexts"] == 3
 
 
 # --- chance and options -----------------------------------------------------------------
@@ -269,7 +279,7 @@ def test_the_stated_standard_error_is_that_of_the_draw():
 
 def test_a_feature_on_very_many_tokens_is_counted_in_parts(stream, monkeypatch):
     expected = fed(stream).compute()
-    monkeypatch.setattr("extraction_kit.stats.pairs._ROWS", 2)
+    monkeypatch.setattr("extraction_kit.stats.pairs._AT_ONCE", 2)
     assert_equal(fed(stream).compute(), expected)
     monkeypatch.setattr("extraction_kit.stats.pairs._SPARSE", 10**-6)  # sorts all pairs
     assert_equal(fed(stream).compute(), expected)
