@@ -108,6 +108,16 @@ class ExtractionConfig:
     with the whole model; 0 leaves it out."""
     window: tuple[int, int] = (32, 16)
     """Tokens kept (before, after) the peak of an example; cut at the context's edges."""
+    dedupe: bool = False
+    """Whether the top examples of a feature are of different windows: of those that hold
+    the same tokens around the peak only the best is kept, so that copies of one text do not
+    fill the `top_k`."""
+    n_top_tokens: int = 0
+    """Token ids kept per feature, those on which it is active most often; 0 leaves them
+    out. Counted in at most 2^25 activations, beyond which contexts are drawn uniformly."""
+    n_coactive: int = 0
+    """Other features kept per feature, those that are active on the same tokens; 0 leaves
+    them out. Counted in the same contexts as the top tokens."""
     packing: Packing = "pack"
     """"pack" joins documents (EOS between them) and cuts full contexts; "document" starts a
     context at each document and pads its last one; "truncate" takes only the first context
@@ -135,10 +145,14 @@ class ExtractionConfig:
             _check_int("n_tokens", self.n_tokens, low=1, high=2**53)
         _check_int("context_size", self.context_size, low=2, high=1_048_576)
         _check_int("top_k", self.top_k, low=1, high=1000)
-        for name in ("per_band", "n_random", "n_silent", "n_logits", "n_neighbours"):
+        for name in (
+            "per_band", "n_random", "n_silent", "n_logits", "n_neighbours", "n_top_tokens",
+            "n_coactive",
+        ):  # fmt: skip
             _check_int(name, getattr(self, name), low=0, high=1000)
         _check_int("n_ce_contexts", self.n_ce_contexts, low=0, high=2**31 - 1)
         _check_share("held_out_share", self.held_out_share)
+        _check_bool("dedupe", self.dedupe)
         _check_int("seed", self.seed, low=0, high=2**63 - 1)
         _check_choice("packing", self.packing, get_args(Packing))
         _check_choice("dtype", self.dtype, get_args(Dtype))

@@ -157,6 +157,32 @@ class ResultReader(ABC):
         """
         return self._kept(reading.similar(self._results(), feature, k=k, kind=kind))
 
+    def top_tokens(
+        self, feature: SupportsIndex, *, k: int | None = None
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return the tokens on which a feature is active most often, with their texts.
+
+        One row per token id with ``n_active``, ``sum_act``, ``mean_act`` and ``max_act``;
+        ``run.summary["tokens_share"]`` is the share of the corpus in which they
+        were counted.
+
+        Parameters
+        ----------
+        feature : int
+            Index of the feature.
+        k : int, optional
+            At most so many.
+
+        Raises
+        ------
+        UnknownFeature
+            `feature` is outside the SAE.
+        BadQuery
+            The run did not count them.
+        """
+        folder = self._results()
+        return self._kept(reading.top_tokens(folder, feature, vocab=self._vocab(), k=k))
+
     def histogram(self, feature: SupportsIndex) -> "np.ndarray":
         """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""
         return reading.histogram(self._results(), feature)

@@ -22,6 +22,7 @@ from extraction_kit.catalog.tables import (
     HISTOGRAMS,
     LOGITS,
     NEIGHBOURS,
+    TOKENS,
     VOCAB,
     Table,
 )
@@ -240,6 +241,48 @@ def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
     found = _query(folder, f"SELECT hist FROM {source} WHERE feature = {number}")  # noqa: S608 - an integer
     with _readable(folder):
         return np.asarray(found.fetchall()[0][0], dtype=np.int64)
+
+
+def top_tokens(
+    folder: Path, feature: SupportsIndex, *, vocab: Path, k: int | None = None
+) -> duckdb.DuckDBPyRelation:
+    """Return the tokens on which a feature is active most often, with their texts.
+
+    Parameters
+    ----------
+    folder : Path
+        ``Paths.results_of(run_id)``.
+    feature : int
+        Index of the feature.
+    vocab : Path
+        Token texts of the run's tokenizer.
+    k : int, optional
+        At most so many.
+
+    Raises
+    ------
+    UnknownFeature
+        `feature` is outside the SAE.
+    BadQuery
+        The run did not count them.
+    ResultsDamaged
+        A file is missing or cannot be read.
+    """
+    number = _check_feature(folder, feature)
+    if not _manifest(folder)["config"].get("n_top_tokens"):
+        msg = (
+            "this run did not count the tokens of its features: launch with "
+            "ExtractionConfig(n_top_tokens=10)"
+        )
+        raise BadQuery(msg)
+    first = "" if k is None else f" AND rank < {operator.index(k)}"
+    return _query(
+        folder,
+        "SELECT feature, rank, token, text, * EXCLUDE (feature, rank, token, token_id, text) "  # noqa: S608 - integers and our own names
+        f"FROM {scan([folder / TOKENS.file])} LEFT JOIN "
+        f"(SELECT token_id, text FROM {scan([vocab])}) ON token_id = token "
+        f"WHERE feature = {number}{first} ORDER BY rank",
+    )
 
 
 def example_windows(

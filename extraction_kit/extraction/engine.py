@@ -336,6 +336,7 @@ class _Extraction:
             "tokens_per_s": self.n_tokens_done / elapsed_s if elapsed_s > 0 else None,
             "elapsed_s": elapsed_s,
             "peak_rss_bytes": peak_rss_bytes(),
+            **found["sampled"],
         }
         return ExtractionResult(
             features=features,
@@ -344,7 +345,7 @@ class _Extraction:
             held_out=found["held_out"],
             summary=summary,
             provenance=self._provenance(losses) | read_off,
-            tables=joined_tables(tables),
+            tables=joined_tables(found["tables"], tables),
         )
 
     def _provenance(self, losses: CeLoss) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from extraction_kit.stats.activations import Activations
 from extraction_kit.stats.histogram import Histogram
 from extraction_kit.stats.moments import LastFired, Maximum, Moments
 from extraction_kit.stats.quality import Quality
+from extraction_kit.stats.sample import ActivationSample
 from extraction_kit.stats.samples import BandExamples, RandomExamples, held_out
 from extraction_kit.stats.silent import SilentExamples
 from extraction_kit.stats.statistic import FeatureStatistic, Statistic
@@ -35,6 +36,12 @@ class Sizes:
     """Where it is silent, see `SilentExamples`; 0 leaves them out."""
     held_out_share: float = 0.0
     """Share of the contexts that `held_out` marks."""
+    dedupe: bool = False
+    """Whether the largest are of different windows, see `TopK`."""
+    n_top_tokens: int = 0
+    """Token ids, see `pairs.top_tokens`; 0 leaves them out."""
+    n_coactive: int = 0
+    """Partners, see `pairs.coactivation`; 0 leaves them out."""
     seed: int = 0
     """Of what is drawn."""
 
@@ -66,7 +73,9 @@ class Collection(Statistic):
         self.maximum = Maximum(d_sae, device=device)
         self.histogram = Histogram(d_sae, device=device)
         self.last_fired = LastFired(d_sae, device=device)
-        self.topk = TopK(d_sae, k=sizes.top_k, window=sizes.window, device=device)
+        self.topk = TopK(
+            d_sae, k=sizes.top_k, window=sizes.window, dedupe=sizes.dedupe, device=device
+        )
         if sizes.per_band:
             self.bands = BandExamples(
                 d_sae, k=sizes.per_band, window=sizes.window, seed=sizes.seed, device=device
@@ -79,6 +88,11 @@ class Collection(Statistic):
             self.silent = SilentExamples(
                 d_sae, k=sizes.n_silent, before=sizes.window[0], seed=sizes.seed,
                 device=device,
+            )  # fmt: skip
+        if sizes.n_top_tokens or sizes.n_coactive:
+            self.sample = ActivationSample(
+                d_sae, n_top_tokens=sizes.n_top_tokens, n_coactive=sizes.n_coactive,
+                seed=sizes.seed, device=device,
             )  # fmt: skip
         self.quality = Quality(d_in, compared=compared, device=device)
 
@@ -132,6 +146,8 @@ class Collection(Statistic):
         """Return ``features`` (columns), ``histograms``, ``quality``, and examples.
 
         ``held_out`` says of each row of ``examples`` whether its context is held out.
+        ``tables`` has the columns of ``tokens`` and ``neighbours`` if they are asked for,
+        ``sampled`` says what part of the corpus was counted for them.
         """
         columns = (self.moments, self.maximum, self.last_fired)
         kinds = (TopK, BandExamples, RandomExamples, SilentExamples)
@@ -143,7 +159,10 @@ class Collection(Statistic):
             share=self.sizes.held_out_share,
             seed=self.sizes.seed,
         )
+        tables = self.sample.compute() if hasattr(self, "sample") else {}
         return {
+            "sampled": tables.pop("summary", {}),
+            "tables": tables,
             "features": {
                 name: column
                 for statistic in columns

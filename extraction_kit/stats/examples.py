@@ -33,6 +33,7 @@ class Rows:
     context: Int64[Tensor, " row"]
     pos: Int64[Tensor, " row"]
     token: Int32[Tensor, " row"]
+    identity: Int64[Tensor, " row"]  # rows of a slot that are equal in it are one example
     length: Int64[Tensor, " row"]
     act_off: Int32[Tensor, " entry"]
     act_val: Float32[Tensor, " entry"]
@@ -43,7 +44,7 @@ class Rows:
         wide = torch.zeros(0, dtype=torch.int64, device=device)
         real = torch.zeros(0, dtype=torch.float32, device=device)
         narrow = torch.zeros(0, dtype=torch.int32, device=device)
-        return cls(wide, real, wide, wide, narrow, wide, narrow, real)
+        return cls(wide, real, wide, wide, narrow, wide, wide, narrow, real)
 
     @classmethod
     def joined(cls, parts: "Sequence[Rows]") -> "Rows":
@@ -53,7 +54,9 @@ class Rows:
         )
 
     @classmethod
-    def captured(cls, batch: Activations, peaks: Peaks, window: tuple[int, int]) -> "Rows":
+    def captured(
+        cls, batch: Activations, peaks: Peaks, window: tuple[int, int], *, identity: Tensor
+    ) -> "Rows":
         """Return `peaks` of `batch` with the activations from and to `window` around them."""
         before, after = window
         n = peaks.cell.numel()
@@ -76,6 +79,7 @@ class Rows:
             context=peaks.context,
             pos=peaks.pos,
             token=batch.contexts.tokens[peaks.local, peaks.pos].to(torch.int32),
+            identity=identity,
             length=torch.bincount(owner, minlength=n),
             act_off=(pos - start[owner]).to(torch.int32),
             act_val=batch.value[entry],
@@ -100,6 +104,7 @@ class Rows:
             self.context[index],
             self.pos[index],
             self.token[index],
+            self.identity[index],
             length,
             self.act_off[entry],
             self.act_val[entry],
@@ -170,12 +175,18 @@ class ExampleStatistic(FeatureStatistic):
     def group(self, kept: Rows) -> np.ndarray:
         """Return the group of each row as index into `results.GROUPS`: int8 [row]."""
 
+    def identity(self, batch: Activations, peaks: Peaks) -> Int64[Tensor, " n"]:  # noqa: ARG002 - others look into the batch
+        """Return what makes each of `peaks` the same example as another: its context."""
+        return peaks.context
+
     def update(self, batch: Activations) -> "ExampleStatistic":
         """Buffer the peaks of `batch` that could enter."""
         peaks = batch.peaks
         enters = self.could_enter(peaks)
         if enters.numel():
-            rows = Rows.captured(batch, peaks.select(enters), self.window)
+            peaks = peaks.select(enters)
+            identity = self.identity(batch, peaks)
+            rows = Rows.captured(batch, peaks, self.window, identity=identity)
             self._pending.append(rows)
             self._n_pending += rows.n
         if self._n_pending > self._limit:

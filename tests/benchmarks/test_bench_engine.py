@@ -73,7 +73,10 @@ class Baseline:
 
     def __init__(self, training, corpus):
         self.model = load_model(
-            training.model, training.hookpoint, device=torch.device("cpu"), dtype=torch.float32
+            training.model,
+            training.hookpoint,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
         )
         weights = load_weights(training.sae)
         self.k = training.sae.k
@@ -122,7 +125,9 @@ class Baseline:
     def encode(self, x, n_rows):
         """Make dense activations, some rows at a time."""
         for some in x.split(n_rows):
-            pre, acts, mask = (each[: len(some)] for each in (self.pre, self.acts, self.mask))
+            pre, acts, mask = (
+                each[: len(some)] for each in (self.pre, self.acts, self.mask)
+            )
             torch.addmm(self.b, some, self.w, out=pre)
             if self.k is None:
                 torch.gt(pre, self.bound, out=mask)
@@ -276,7 +281,10 @@ def _alone(kind, row, folder):
     """Measure `row` in a new process."""
     command = [sys.executable, "-m", "tests.benchmarks.test_bench_engine", kind]
     done = subprocess.run(
-        [*command, json.dumps(row), str(folder)], capture_output=True, text=True, check=False
+        [*command, json.dumps(row), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -313,7 +321,9 @@ def _print(row):
 
 def _processor():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(
+        line.split(":")[1].strip() for line in lines if line.startswith("model name")
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from extraction_kit.catalog.reading import (
     histogram,
     logits,
     similar,
+    top_tokens,
 )
 from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from tests.unit.synthetic import DEAD, TOP_K, WINDOW, synthetic
@@ -87,6 +88,43 @@ def test_a_feature_outside_the_sae_is_refused(run, files, feature):
         histogram(run, feature)
     with pytest.raises(UnknownFeature, match="from 0 to 15"):
         example_windows(run, feature, **files)
+
+
+def test_top_tokens_come_in_order_with_their_texts(made, tmp_path, files):
+    rows = {
+        "feature": np.int32([2, 2, 2, 5]),
+        "rank": np.int16([0, 1, 2, 0]),
+        "token": np.int32([7, 49, 3, 7]),
+        "n_active": np.int64([9, 4, 4, 1]),
+        "sum_act": np.float64([18, 4, 2, 3]),
+        "mean_act": np.float64([2, 1, 0.5, 3]),
+        "max_act": np.float32([5, 1, 1, 3]),
+    }
+    manifest = made.manifest
+    manifest["config"]["n_top_tokens"] = 3
+    folder = tmp_path / "results" / "run_id=t"
+    result = replace(made.result, tables={"tokens": rows})
+    stage(tmp_path / "staging", result, manifest)
+    publish(tmp_path / "staging", folder)
+    found = top_tokens(folder, 2, vocab=files["vocab"])
+    assert found.columns == [
+        "feature", "rank", "token", "text", "n_active", "sum_act", "mean_act", "max_act",
+    ]  # fmt: skip
+    assert found.fetchall() == [
+        (2, 0, 7, "tok7", 9, 18.0, 2.0, 5.0),
+        (2, 1, 49, "tok49", 4, 4.0, 1.0, 1.0),
+        (2, 2, 3, "tok3", 4, 2.0, 0.5, 1.0),
+    ]
+    first = top_tokens(folder, 2, vocab=files["vocab"], k=1)
+    assert first.project("text").fetchall() == [("tok7",)]
+    assert top_tokens(folder, DEAD, vocab=files["vocab"]).fetchall() == []
+    with pytest.raises(UnknownFeature, match="from 0 to 15"):
+        top_tokens(folder, 16, vocab=files["vocab"])
+
+
+def test_a_run_that_did_not_count_tokens_says_what_to_type(run, files):
+    with pytest.raises(BadQuery, match=r"ExtractionConfig\(n_top_tokens=10\)"):
+        top_tokens(run, 2, vocab=files["vocab"])
 
 
 def test_an_unknown_group_is_refused(run):

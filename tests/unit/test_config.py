@@ -13,6 +13,7 @@ BAD = [
     ("top_k", 1001), ("per_band", -1), ("n_random", 2.0), ("n_silent", 1001),
     ("n_ce_contexts", -1),
     ("n_logits", -1), ("n_neighbours", 1001),
+    ("dedupe", 1), ("n_top_tokens", -1), ("n_top_tokens", 2.0), ("n_coactive", 1001),
     ("held_out_share", 1.5), ("held_out_share", "0.2"), ("held_out_share", True),
     ("window", 32), ("window", (1, 2, 3)), ("window", (-1, 4)), ("packing", "packed"),
     ("prepend_bos", "yes"), ("exclude_special_tokens", 1), ("ignore_tokens", "abc"),

@@ -10,6 +10,7 @@ import torch
 from extraction_kit.results import N_BINS, bin_edges
 from extraction_kit.stats import (
     Activations,
+    ActivationSample,
     BandExamples,
     Collection,
     Contexts,
@@ -33,10 +34,15 @@ FEATURE_STATISTICS = {
     "histogram": lambda: Histogram(D_SAE),
     "last fired": lambda: LastFired(D_SAE),
     "topk": lambda: TopK(D_SAE, k=K, window=WINDOW),
+    "topk, different windows": lambda: TopK(D_SAE, k=K, window=(0, 0), dedupe=True),
     "bands": lambda: BandExamples(D_SAE, k=2, window=WINDOW, seed=1),
     "random": lambda: RandomExamples(D_SAE, k=K, window=WINDOW, seed=1),
     "silent": lambda: silent(pool=64),
     "silent, of a small pool": lambda: silent(pool=8),
+    "sample": lambda: sample(budget=10_000),
+    "sample beyond its budget": lambda: sample(budget=300),
+    "sample with too many pairs": lambda: sample(budget=10_000, pairs=700),
+    "sample of nothing": lambda: sample(budget=3),
 }
 
 
@@ -44,6 +50,10 @@ def silent(pool):
     statistic = SilentExamples(D_SAE, k=2, before=WINDOW[0], seed=1)
     statistic.pool = pool
     return statistic
+
+
+def sample(**limits):
+    return ActivationSample(D_SAE, n_top_tokens=2, n_coactive=3, seed=1, **limits)
 
 
 @pytest.fixture(params=["large buffers", "small buffers"], autouse=True)
@@ -101,9 +111,13 @@ def batches(stream, chance, tiles=((0, D_SAE),)):
 
 def plain(computed):
     """Return what a statistic computed as a dict of arrays."""
-    if isinstance(computed, np.ndarray):
-        return {"value": computed}
-    return computed if isinstance(computed, dict) else vars(computed)
+    if not isinstance(computed, dict):
+        return {"value": computed} if isinstance(computed, np.ndarray) else vars(computed)
+    flat = {}
+    for name, value in computed.items():
+        inside = value if isinstance(value, dict) else {"": value}
+        flat |= {name + key: np.asarray(array) for key, array in inside.items()}
+    return flat
 
 
 def assert_equal(left, right):

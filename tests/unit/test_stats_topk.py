@@ -1,4 +1,6 @@
-"""Top examples: what is kept when the buffer is emptied early, late or often."""
+"""Top examples: what is kept when the buffer is emptied early, late or often; copies."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,3 +78,84 @@ def test_when_the_buffer_is_emptied_changes_nothing(limit):
         :5
     ]
     assert found.rank.tolist() == [0, 1, 2, 3, 4]
+
+
+# --- examples of different windows --------------------------------------------------------
+
+
+def windowed(number, acts, tokens, valid=None):
+    """Return one context with the tokens `tokens`."""
+    batch = context(number, acts, valid)
+    known = torch.ones(SIZE, dtype=torch.bool) if valid is None else torch.tensor(valid)
+    return replace(batch, contexts=Contexts.consecutive(number, torch.tensor([tokens]), known[None]))
+
+
+def kept(*batches, k=3, window=(1, 1)):
+    topk = TopK(1, k=k, window=window, dedupe=True)
+    for batch in batches:
+        topk.update(batch)
+    found = topk.compute()
+    return list(zip(found.context.tolist(), found.act.tolist(), strict=True))
+
+
+def test_of_equal_windows_the_best_stays_and_the_next_text_moves_up():
+    copies = [windowed(n, [0, 0, n, 0, 0, 0], [n, 5, 6, 7, n, n]) for n in (1, 4, 3, 2)]
+    other = windowed(9, [0, 0, 0.5, 0, 0, 0], [0, 5, 6, 8, 0, 0])
+    assert kept(*copies, other, k=2) == [(4, 4.0), (9, 0.5)]
+    assert kept(other, *copies[::-1], k=2) == [(4, 4.0), (9, 0.5)]
+    plain = TopK(1, k=2, window=(1, 1))
+    for batch in (*copies, other):
+        plain.update(batch)
+    assert plain.compute().context.tolist() == [4, 3]
+
+
+def test_of_equal_windows_with_equal_values_the_smaller_context_stays():
+    copies = [windowed(n, [0, 0, 1, 0, 0, 0], [5] * SIZE) for n in (8, 3, 5)]
+    assert kept(*copies) == [(3, 1.0)]
+
+
+def test_the_same_tokens_at_other_offsets_from_the_peak_are_another_window():
+    one = windowed(0, [0, 2, 0, 0, 0, 0], [5, 6, 7, 0, 0, 0])
+    cut = windowed(1, [2, 0, 0, 0, 0, 0], [6, 7, 0, 0, 0, 0])
+    turned = windowed(2, [0, 2, 0, 0, 0, 0], [7, 6, 5, 0, 0, 0])
+    assert [number for number, _ in kept(one, cut, turned)] == [0, 1, 2]
+
+
+def test_what_is_masked_around_a_peak_makes_no_difference():
+    known = [False, True, True, True, True, True]
+    left = windowed(0, [0, 2, 0, 0, 0, 0], [1, 6, 7, 0, 0, 0], known)
+    right = windowed(1, [0, 2, 0, 0, 0, 0], [2, 6, 7, 0, 0, 0], known)
+    assert kept(left, right) == [(0, 2.0)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("limit", [0, 3, 10**9])
+def test_different_windows_are_the_same_for_any_buffer_order_and_shards(limit, seed):
+    chance = np.random.default_rng(seed)
+    acts = chance.integers(0, 9, (80, SIZE))
+    tokens = chance.integers(0, 2, (80, SIZE))  # few texts, many copies
+    best = {}
+    for number in range(80):
+        pos = int(acts[number].argmax())
+        span = tuple(
+            (at - pos, tokens[number, at])
+            for at in (pos - 1, pos, pos + 1)
+            if 0 <= at < SIZE
+        )
+        row = (-int(acts[number].max()), number)
+        if row[0] < 0:
+            best[span] = min(best.get(span, row), row)
+    expected = [(number, float(-act)) for act, number in sorted(best.values())[:5]]
+    assert len(expected) == 5
+    for n_shards in (1, 2, 5):
+        shards = [TopK(1, k=5, window=(1, 1), dedupe=True) for _ in range(n_shards)]
+        for place, number in enumerate(chance.permutation(80).tolist()):
+            shard = shards[place * place % n_shards]
+            shard._limit = limit
+            shard.update(windowed(number, acts[number].tolist(), tokens[number].tolist()))
+        merged = TopK(1, k=5, window=(1, 1), dedupe=True)
+        for shard in chance.permutation(n_shards):
+            merged.merge(shards[shard])
+        found = merged.compute()
+        pairs = list(zip(found.context.tolist(), found.act.tolist(), strict=True))
+        assert pairs == expected
