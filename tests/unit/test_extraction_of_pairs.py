@@ -51,7 +51,7 @@ def columns(table, *names):
 
 def test_tokens_and_partners_equal_naive_loops_over_tiles_and_masks(parts, monkeypatch):
     monkeypatch.setattr("extraction_kit.sources.saes.FEATURE_TILE", 20)
-    config = CONFIGS["masked"].replace(n_top_tokens=3, n_coactive=4)
+    config = CONFIGS["masked"].replace(n_top_tokens=3, n_neighbours=0, n_coactive=4)
     training, corpus = parts("standard", config)
     found = extract(training, corpus, config=config, settings=SETTINGS)
     active, at = [], {}
@@ -115,7 +115,7 @@ def test_what_is_counted_in_a_sample_is_the_same_after_any_interruption(
 
 def test_each_option_changes_the_result_and_none_is_on_by_default(parts):
     def extracted(**changes):
-        config = CONFIG.replace(window=(0, 0), **changes)
+        config = CONFIG.replace(window=(0, 0), n_logits=0, n_neighbours=0, **changes)
         training, corpus = parts(config=config)
         return extract(training, corpus, config=config, settings=SETTINGS)
 
