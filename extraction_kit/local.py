@@ -201,7 +201,7 @@ def _parts(
 
     is_file, loads = isinstance(sae, (str, Path)), isinstance(model, (str, Path))
     given = objects.Given(
-        sae=None if is_file else objects.as_sae(sae), model=None if loads else model
+        saes={} if is_file else {_ID: objects.as_sae(sae)}, model=None if loads else model
     )
     cache = home / "cache"
     spec = describe_model(model, cache=cache) if loads else _describe_loaded(model, home)
@@ -212,14 +212,14 @@ def _parts(
         )
     given.check_dtype(config)
     settings = given.settings(settings)
-    if given.sae is None:
+    if not given.saes:
         _refuse_given_sizes(about)
         sae_spec = describe_sae(sae, cache=cache)
     else:
         hook_name, d_in = _place(spec, about["hook_name"], about["d_in"])
         with objects.left_as_they_were(*given.modules):
             sae_spec = objects.describe_given(
-                given.sae, d_in=d_in, d_sae=about["d_sae"], hook_name=hook_name,
+                given.saes[_ID], d_in=d_in, d_sae=about["d_sae"], hook_name=hook_name,
                 device=resolve_device(settings.device), dtype=DTYPES[config.dtype],
             )  # fmt: skip
     training = training_of(
