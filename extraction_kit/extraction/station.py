@@ -1,14 +1,14 @@
 """One SAE at its hookpoint: what it reads of each tile, and what is measured of it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from extraction_kit.config import ExtractionConfig
-from extraction_kit.errors import BadModel, ExtractionKitError
+from extraction_kit.errors import BadModel, naming
 from extraction_kit.extraction.feed import Fed, Tile
 from extraction_kit.sources.custom_sae import CustomAutoencoder, EncodesAndDecodes
 from extraction_kit.sources.devices import DTYPES, statistics_device
@@ -62,15 +62,9 @@ class Station:
         here = self.training.hookpoint
         return (here,) if self.target is None else (here, self.target)
 
-    @contextmanager
-    def naming(self) -> Iterator[None]:
+    def naming(self) -> AbstractContextManager[None]:
         """Say in front of an error's words which of several SAEs it is about."""
-        try:
-            yield
-        except ExtractionKitError as error:
-            if not self._is_alone:
-                error.args = (f"{self.training.training_id}: {error}", *error.args[1:])
-            raise
+        return naming(None if self._is_alone else self.training.training_id)
 
     # --- before the first tile ---
 
