@@ -32,11 +32,23 @@ root, so that ``except Refused`` cannot hide a failure.
     - WaitTimeout               the run did not end in time
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ExtractionKitError(Exception):
     """Root of all errors raised by this package."""
+
+
+@contextmanager
+def naming(name: str | None) -> Iterator[None]:
+    """Put what an error is about before its words, where it may be about one of several."""
+    try:
+        yield
+    except ExtractionKitError as error:
+        if name is not None:
+            error.args = (f"{name}: {error}", *error.args[1:])
+        raise
 
 
 class Refused(ExtractionKitError):

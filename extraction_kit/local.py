@@ -7,8 +7,9 @@ process that calls, with the first call.
 import json
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -17,10 +18,17 @@ from extraction_kit.catalog import reading
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
-from extraction_kit.errors import BadModel, BadSae, BadSettings
+from extraction_kit.errors import BadModel, BadSae, BadSettings, naming
+from extraction_kit.lifecycle import check_training_id
 from extraction_kit.paths import Paths
 from extraction_kit.reader import ResultReader
-from extraction_kit.trainings import Training, describe_model, describe_sae, training_of
+from extraction_kit.trainings import (
+    SaeSpec,
+    Training,
+    describe_model,
+    describe_sae,
+    training_of,
+)
 from extraction_kit.trainings.hookpoints import resolve_hookpoint
 from extraction_kit.trainings.model_folder import (
     CONFIG,
@@ -35,9 +43,11 @@ if TYPE_CHECKING:
     import duckdb
 
     from extraction_kit.extraction import Given, Progress
+    from extraction_kit.sources.custom_sae import EncodesAndDecodes
 
 _ID = "here"
 _RESULTS = "results"
+_SHARED = "_shared"  # by several SAEs, none of which can have that name
 
 
 class LocalResult(ResultReader):
@@ -46,7 +56,7 @@ class LocalResult(ResultReader):
     Parameters
     ----------
     folder : path
-        The ``folder`` of `extract_here`.
+        The ``folder`` of `extract_here`; of several SAEs, the one of that name in it.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -58,8 +68,10 @@ class LocalResult(ResultReader):
 
     def _corpus(self) -> Path:
         known = self._manifest()["corpus"]
-        own = self.folder / "corpora" / known["digest"]  # the folder may have been moved
-        return own if own.exists() else Path(known["path"])
+        # the folder may have been moved
+        homes = (self.folder, self.folder.parent / _SHARED)
+        own = (home / "corpora" / known["digest"] for home in homes)
+        return next((each for each in own if each.exists()), Path(known["path"]))
 
     def _read_windows(
         self, feature: SupportsIndex, *, k: int, group: str
@@ -91,40 +103,47 @@ class LocalResult(ResultReader):
 
 
 def extract_here(  # noqa: PLR0913 - what `register_training` and `launch` take, together
-    sae: Any,  # noqa: ANN401 - a folder, an object or two functions: see below
+    sae: Any,  # noqa: ANN401 - a folder, an object, two functions or several: see below
     *,
     model: Any,  # noqa: ANN401 - a folder, a Hub id or a loaded model
     corpus: Any,  # noqa: ANN401 - see `Workspace.corpus`
-    hook_name: str | None = None,
-    d_in: int | None = None,
-    d_sae: int | None = None,
+    hook_name: str | Mapping[str, str] | None = None,
+    d_in: int | Mapping[str, int] | None = None,
+    d_sae: int | Mapping[str, int] | None = None,
     tokenizer: Path | str | None = None,
     config: ExtractionConfig | None = None,
     settings: Settings | None = None,
     text_column: str | None = None,
     folder: Path | str | None = None,
-) -> LocalResult:
+) -> LocalResult | Any:  # noqa: ANN401 - or a dict of them where `sae` is a mapping
     """Extract in this process: no worker, no resuming, but any SAE that can be called.
 
     Imports torch here. The numbers are those of a launched run; breakpoints in the SAE's or
     the model's code work, and interrupting the cell ends it and leaves nothing behind.
 
+    Several SAEs of one model, at the same or at different hookpoints, are fed by one run of
+    the model, where a launch is one run per training. Each gets the result, to the last bit,
+    that it gets alone under the same ``Settings.tile_tokens``. All of them are in memory:
+    their weights and statistics, and of one tile the activations at each hookpoint.
+
     Parameters
     ----------
-    sae : object, (callable, callable), or path
+    sae : object, (callable, callable), path, or mapping of str to any of them
         Anything with ``encode(x)`` [row, d_in] -> [row, d_sae], never negative, and
         ``decode(f)`` [row, d_sae] -> [row, d_in], biases included; or these two functions; or
         a folder as `register_training` takes it. A module computes in eval mode and is left
-        as it was: modes, buffers, device; what it is given are copies.
+        as it was: modes, buffers, device; what it is given are copies. Several are passed by
+        names of yours: ``{"layer-5": ..., "layer-8": ...}``.
     model : transformers model, path or Hub id
         A loaded model must be what ``AutoModelForCausalLM`` (encoders: ``AutoModel``) gives,
         on one device, in the dtype of `config`; it is left as it was. It needs `tokenizer`.
     corpus : Corpus, path, iterable of str, token ids, or Hugging Face data set
         What the model reads. It is tokenised anew each time, unless it is what
         ``ws.corpus(...)`` returned.
-    hook_name : str, optional
-        Where the SAE reads; needed unless a folder says it.
-    d_in, d_sae : int, optional
+    hook_name : str or mapping, optional
+        Where the SAE reads; needed unless a folder says it. Of several SAEs: one for all, or
+        by name.
+    d_in, d_sae : int or mapping, optional
         Of an SAE that is an object. None: the width at the hook, and what ``encode`` makes
         of one row of zeros.
     tokenizer : path, optional
@@ -138,24 +157,73 @@ def extract_here(  # noqa: PLR0913 - what `register_training` and `launch` take,
         Name of the text column; None takes ``text``, or the only column of texts.
     folder : path, optional
         New or empty folder that keeps corpus and result: ``LocalResult(folder)`` opens it
-        again. None takes a temporary one, removed with the result.
+        again, ``LocalResult(folder / name)`` one of several. None takes a temporary one,
+        removed with the last result.
+
+    Returns
+    -------
+    LocalResult, or dict of str to LocalResult
+        The latter where `sae` is a mapping, by its names.
 
     Raises
     ------
-    BadSae, BadModel, BadCorpus, BadConfig, BadSettings
-        Something cannot be used; the message names it and what to type next.
+    BadSae, BadModel, BadCorpus, BadConfig, BadSettings, BadTrainingId
+        Something cannot be used; the message names it and what to type next. Of several SAEs
+        it begins with the name of the one that it is about.
     """
     config = config or ExtractionConfig()
     settings = settings or Settings.from_environment()
+    saes = _named(sae, hook_name=hook_name, d_in=d_in, d_sae=d_sae)
+    is_alone = not isinstance(sae, Mapping)
     with _kept(folder) as (home, keep):
-        parts, given, settings = _parts(
-            sae, model, home=home, config=config, settings=settings,
-            about={"hook_name": hook_name, "d_in": d_in, "d_sae": d_sae},
-            tokenizer=tokenizer,
+        shared = home if is_alone else home / _SHARED
+        trainings, given, settings = _parts(
+            saes, model, home=shared, config=config, settings=settings, tokenizer=tokenizer,
+            is_alone=is_alone,
         )  # fmt: skip
-        prepared = _prepared(parts, corpus, config, home=home, text_column=text_column)
-        _extract_into(home, parts, prepared, config=config, settings=settings, given=given)
-        return keep(LocalResult(home))
+        prepared = _prepared(
+            trainings[0], corpus, config, home=shared, text_column=text_column
+        )
+        folders = {name: home if is_alone else home / name for name in saes}
+        _extract_into(
+            folders, trainings, prepared, config=config, settings=settings, given=given
+        )
+        found = {name: keep(LocalResult(each)) for name, each in folders.items()}
+        return found[_ID] if is_alone else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sae:
+    """An SAE and what is said of it."""
+
+    sae: Any
+    hook_name: str | None
+    d_in: int | None
+    d_sae: int | None
+
+    @property
+    def is_file(self) -> bool:
+        return isinstance(self.sae, (str, Path))
+
+
+def _named(sae: object, **about: Any) -> dict[str, _Sae]:  # noqa: ANN401 - as said there
+    """Return the SAEs by name, each with what is said of it."""
+    saes = sae if isinstance(sae, Mapping) else {_ID: sae}
+    if not saes:
+        raise BadSae("sae={}: at least one SAE is needed, by a name of yours")
+    for name in saes:
+        check_training_id(name)
+    by_name = {what: said for what, said in about.items() if isinstance(said, Mapping)}
+    for what, said in by_name.items():
+        unknown = sorted(said.keys() - saes.keys())
+        if unknown:
+            raise BadSae(f"{what}= names {unknown[0]!r}, sae= names {', '.join(saes)}")
+    return {
+        name: _Sae(
+            sae=each, **about | {what: said.get(name) for what, said in by_name.items()}
+        )
+        for name, each in saes.items()
+    }
 
 
 @contextmanager
@@ -172,11 +240,20 @@ def _kept(
                 f"folder={str(folder)!r} is there and not empty: pass a new one. What is in "
                 "it may be opened with xk.LocalResult(folder)"
             )
+    n_kept = 0
 
     def keep(result: LocalResult) -> LocalResult:
+        nonlocal n_kept
+        n_kept += 1
         if folder is None:
-            weakref.finalize(result, remove_folder, home)
+            weakref.finalize(result, drop)
         return result
+
+    def drop() -> None:
+        nonlocal n_kept
+        n_kept -= 1
+        if not n_kept:
+            remove_folder(home)
 
     try:
         yield home, keep
@@ -186,23 +263,25 @@ def _kept(
 
 
 def _parts(
-    sae: Any,  # noqa: ANN401 - see `extract_here`
+    saes: Mapping[str, _Sae],
     model: Any,  # noqa: ANN401 - see `extract_here`
     *,
     home: Path,
     config: ExtractionConfig,
     settings: Settings,
-    about: dict[str, Any],
     tokenizer: Path | str | None,
-) -> tuple[Training, "Given", Settings]:
-    """Describe SAE and model, whatever they are, as a training."""
+    is_alone: bool,
+) -> tuple[list[Training], "Given", Settings]:
+    """Describe SAEs and model, whatever they are, as trainings."""
     from extraction_kit.extraction import given as objects  # noqa: PLC0415 - torch
-    from extraction_kit.sources.devices import DTYPES, resolve_device  # noqa: PLC0415 - torch
 
-    is_file, loads = isinstance(sae, (str, Path)), isinstance(model, (str, Path))
-    given = objects.Given(
-        sae=None if is_file else objects.as_sae(sae), model=None if loads else model
-    )
+    of_several = {name: None if is_alone else name for name in saes}
+    loads, taken = isinstance(model, (str, Path)), {}
+    for name, each in saes.items():
+        if not each.is_file:
+            with naming(of_several[name]):
+                taken[name] = objects.as_sae(each.sae)
+    given = objects.Given(saes=taken, model=None if loads else model)
     cache = home / "cache"
     spec = describe_model(model, cache=cache) if loads else _describe_loaded(model, home)
     if not loads and tokenizer is None:
@@ -212,26 +291,54 @@ def _parts(
         )
     given.check_dtype(config)
     settings = given.settings(settings)
-    if given.sae is None:
-        _refuse_given_sizes(about)
-        sae_spec = describe_sae(sae, cache=cache)
-    else:
-        hook_name, d_in = _place(spec, about["hook_name"], about["d_in"])
-        with objects.left_as_they_were(*given.modules):
-            sae_spec = objects.describe_given(
-                given.sae, d_in=d_in, d_sae=about["d_sae"], hook_name=hook_name,
-                device=resolve_device(settings.device), dtype=DTYPES[config.dtype],
+    trainings = []
+    for name, each in saes.items():
+        with naming(of_several[name]):
+            if each.is_file:
+                _refuse_given_sizes(each)
+                sae_spec = describe_sae(each.sae, cache=cache)
+            else:
+                with objects.left_as_they_were(*given.modules):
+                    sae_spec = _describe_object(
+                        each, given.saes[name], spec, config=config, settings=settings
+                    )
+            trainings.append(
+                training_of(
+                    name, sae_spec, spec,
+                    hook_name=each.hook_name, tokenizer=tokenizer, cache=cache,
+                )
             )  # fmt: skip
-    training = training_of(
-        _ID, sae_spec, spec, hook_name=about["hook_name"], tokenizer=tokenizer, cache=cache
-    )
-    return training, given, settings
+    return trainings, given, settings
 
 
-def _refuse_given_sizes(about: dict[str, Any]) -> None:
+def _refuse_given_sizes(sae: _Sae) -> None:
     for name in ("d_in", "d_sae"):
-        if about[name] is not None:
-            raise BadSae(f"{name}={about[name]!r}: the files say it, leave {name} out")
+        if getattr(sae, name) is not None:
+            raise BadSae(
+                f"{name}={getattr(sae, name)!r}: the files say it, leave {name} out"
+            )
+
+
+def _describe_object(
+    said: _Sae,
+    sae: "EncodesAndDecodes",
+    model: ModelSpec,
+    *,
+    config: ExtractionConfig,
+    settings: Settings,
+) -> SaeSpec:
+    from extraction_kit.extraction.given import describe_given  # noqa: PLC0415 - torch
+    from extraction_kit.sources.devices import DTYPES, resolve_device  # noqa: PLC0415 - torch
+
+    hook_name, d_in = _place(model, said.hook_name, said.d_in)
+    return describe_given(
+        sae,
+        d_in=d_in,
+        d_sae=said.d_sae,
+        hook_name=hook_name,
+        device=resolve_device(settings.device),
+        dtype=DTYPES[config.dtype],
+    )
 
 
 def _place(model: ModelSpec, hook_name: str | None, d_in: int | None) -> tuple[str, int]:
@@ -283,8 +390,8 @@ def _prepared(
 
 
 def _extract_into(
-    home: Path,
-    training: Training,
+    folders: Mapping[str, Path],
+    trainings: Sequence[Training],
     corpus: Corpus,
     *,
     config: ExtractionConfig,
@@ -292,7 +399,7 @@ def _extract_into(
     given: "Given",
 ) -> None:
     from extraction_kit.catalog.publish import stage  # noqa: PLC0415 - with torch
-    from extraction_kit.extraction import extract  # noqa: PLC0415 - torch
+    from extraction_kit.extraction import extract_together  # noqa: PLC0415 - torch
     from extraction_kit.extraction.given import left_as_they_were  # noqa: PLC0415 - torch
 
     at = utc_now()
@@ -301,16 +408,15 @@ def _extract_into(
         def on_progress(progress: "Progress") -> None:
             report(progress.n_tokens_done, progress.n_tokens, progress.phase)
 
-        result = extract(
-            training,
+        results = extract_together(
+            trainings,
             corpus,
             config=config,
             settings=settings,
             on_progress=on_progress,
             given=given,
         )
-    manifest = {
-        "training": training.to_dict(),
+    common = {
         "corpus": {**corpus_record(corpus), "path": str(corpus.path)},
         "config": config.to_dict(),
         "settings": settings.to_dict(),
@@ -319,4 +425,6 @@ def _extract_into(
         "created_at": at.isoformat(),
         "created_by": person(),
     }
-    stage(home / _RESULTS, result, manifest)
+    for training, result in zip(trainings, results, strict=True):
+        manifest = {"training": training.to_dict(), **common}
+        stage(folders[training.training_id] / _RESULTS, result, manifest)

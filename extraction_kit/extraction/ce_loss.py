@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from extraction_kit.errors import BadModel, BadSettings
 from extraction_kit.extraction.rig import Rig
+from extraction_kit.extraction.station import Station
 from extraction_kit.results import GROUPS
 from extraction_kit.sources.models import HookedModel
 from extraction_kit.sources.saes import reconstruct
@@ -54,24 +55,27 @@ class CeLoss:
         }
 
 
-def measure_ce_loss(rig: Rig, *, tell: Callable[[], None]) -> CeLoss:
+def measure_ce_loss(rig: Rig, station: Station, *, tell: Callable[[], None]) -> CeLoss:
     """Measure on ``config.n_ce_contexts`` contexts, those with the smallest hash.
 
-    The whole model is loaded in the place of the one that ends at the hookpoint. What fails
+    The whole model is loaded in the place of the one that ends at the hookpoint, once for all
+    stations. What fails
     then (no memory for the logits, no such place) is told as the reason, never raised.
 
     Parameters
     ----------
     rig : Rig
         After the pass.
+    station : Station
+        The SAE.
     tell : callable
         Called after each tile; what it raises ends the measuring.
     """
-    why_not = _why_not(rig)
+    why_not = _why_not(rig, station)
     if why_not is not None:
         return _absent(why_not)
     try:
-        return _measured(rig, tell)
+        return _measured(rig, station, tell)
     except (BadModel, BadSettings) as error:  # no reason to lose what the pass has found
         return _absent(str(error))
 
@@ -80,13 +84,14 @@ def _absent(because: str) -> CeLoss:
     return CeLoss(summary=dict.fromkeys(COLUMNS), not_measured_because=because)
 
 
-def _measured(rig: Rig, tell: Callable[[], None]) -> CeLoss:
+def _measured(rig: Rig, station: Station, tell: Callable[[], None]) -> CeLoss:
     chosen = drawn(rig.corpus.n_contexts, n=rig.config.n_ce_contexts, seed=rig.config.seed)
-    model = rig.load_whole_model()
+    model = rig.whole_model_at(station)
     n_tokens, sums = 0, torch.zeros(3, dtype=torch.float64)
     for first in range(0, len(chosen), rig.tile):
         with rig.memory_errors():
-            n, three = _losses(rig, model, rig.gather(chosen[first : first + rig.tile]))
+            contexts = rig.gather(chosen[first : first + rig.tile])
+            n, three = _losses(station, model, contexts)
         n_tokens, sums = n_tokens + n, sums + three
         tell()
     if not n_tokens:
@@ -98,16 +103,16 @@ def _measured(rig: Rig, tell: Callable[[], None]) -> CeLoss:
     return CeLoss(summary=dict(zip(COLUMNS, values, strict=True)))
 
 
-def _why_not(rig: Rig) -> str | None:
+def _why_not(rig: Rig, station: Station) -> str | None:
     if not rig.config.n_ce_contexts:
         return "n_ce_contexts=0"
     if rig.model.sees_ahead:
         return "the model is an encoder: it predicts no next token"
-    if rig.compared_at.hook_name.endswith("hook_resid_mid"):
+    if station.compared_at.hook_name.endswith("hook_resid_mid"):
         return (
             "no module of the model passes on the residual stream at hook_resid_mid alone"
         )
-    return rig.not_compared_because
+    return station.not_compared_because
 
 
 def drawn(n_contexts: int, *, n: int, seed: int) -> np.ndarray:
@@ -120,13 +125,13 @@ def drawn(n_contexts: int, *, n: int, seed: int) -> np.ndarray:
     return torch.argsort(hashes, stable=True)[:n].sort().values.numpy()
 
 
-def _losses(rig: Rig, model: HookedModel, contexts: Contexts) -> tuple[int, Tensor]:
+def _losses(station: Station, model: HookedModel, contexts: Contexts) -> tuple[int, Tensor]:
     """Return the tokens predicted in a tile, and their summed losses in the three ways."""
     tokens, valid = contexts.tokens, contexts.valid
     rows = valid.reshape(-1, 1)
 
     def with_sae(x: Tensor, there: Tensor) -> Tensor:
-        x_hat = reconstruct(rig.sae, x, contexts).to(there)
+        x_hat = reconstruct(station.sae, x, contexts).to(there)
         return torch.where(rows.to(there.device), x_hat, there)
 
     def with_zeros(_: Tensor, there: Tensor) -> Tensor:
@@ -134,7 +139,7 @@ def _losses(rig: Rig, model: HookedModel, contexts: Contexts) -> tuple[int, Tens
 
     losses = []
     for change in (None, with_sae, with_zeros):
-        logits = model.logits(tokens, write=rig.compared_at, change=change)
+        logits = model.logits(tokens, write=station.compared_at, change=change)
         losses.append(summed_loss(logits, tokens, valid))
         del logits  # they are large: one at a time
     return int(valid[:, 1:].sum()), torch.stack(losses)

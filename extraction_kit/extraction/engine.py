@@ -4,31 +4,27 @@ Knows neither ledger nor queue. The tiles and their shapes are the same from the
 last attempt, so that the result does not depend on where the work was interrupted.
 """
 
-import platform
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
 
 from extraction_kit.checkpoints import Checkpoint, best, save
-from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
+from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
-from extraction_kit.extraction.ce_loss import CeLoss, measure_ce_loss
-from extraction_kit.extraction.from_weights import tables_from_weights
+from extraction_kit.extraction.feed import Tile
 from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
-from extraction_kit.extraction.rig import Rig, Tile
-from extraction_kit.results import ExtractionResult, joined_tables
-from extraction_kit.sources.devices import cpu_threads, peak_rss_bytes
-from extraction_kit.stats import Collection
+from extraction_kit.extraction.result import Pass, results_of
+from extraction_kit.extraction.rig import Rig
+from extraction_kit.extraction.station import Station
+from extraction_kit.results import ExtractionResult
+from extraction_kit.sources.devices import cpu_threads
 from extraction_kit.trainings import Training
-from extraction_kit.version import __version__
 
 LIVE_EVERY_S = 1.0
 """Seconds between two refreshes of the live figures that need a look at the statistics."""
@@ -90,13 +86,68 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
     WorkspaceUnusable
         A checkpoint cannot be written.
     """
+    [result] = extract_together(
+        [training],
+        corpus,
+        config=config,
+        settings=settings,
+        content_keys={training.training_id: content_key},
+        checkpoints=checkpoints,
+        resume_from=resume_from,
+        on_progress=on_progress,
+        clock=clock,
+        given=given,
+    )
+    return result
+
+
+def extract_together(  # noqa: PLR0913 - as `extract`
+    trainings: Sequence[Training],
+    corpus: Corpus,
+    *,
+    config: ExtractionConfig,
+    settings: Settings,
+    content_keys: Mapping[str, str] | None = None,
+    checkpoints: Path | None = None,
+    resume_from: Path | None = None,
+    on_progress: OnProgress | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    given: Given | None = None,
+) -> list[ExtractionResult]:
+    """Measure several SAEs of one model, at any hookpoints, in one pass of the model.
+
+    Each result equals, digest and all, what `extract` finds for that training under the same
+    compute tile; only ``elapsed_s``, ``tokens_per_s`` and ``peak_rss_bytes`` are those of the
+    whole. `Rig` says what is held in memory.
+
+    Parameters
+    ----------
+    trainings : sequence of Training
+        Of one model and tokenizer, each with an id of its own, which messages say.
+    content_keys : mapping, optional
+        Identity of each computation, by training id.
+    corpus, config, settings, checkpoints, resume_from, on_progress, clock, given
+        As for `extract`. A checkpoint holds all SAEs and continues with the same ones in the
+        same order; `Progress` has no live figures where there are several.
+
+    Returns
+    -------
+    list of ExtractionResult
+        In the order of `trainings`.
+
+    Raises
+    ------
+    BadModel, BadSae, BadCorpus, BadSettings, CheckpointUnusable, WorkspaceUnusable
+        As `extract`, the SAE named in front; or their models or tokenizers differ, or there
+        is no SAE.
+    """
     tell = on_progress or _tell_nobody
     checkpoint = None if resume_from is None else best(resume_from)
     # What a caller's own module keeps of an inference tensor it could never train on again.
     without_grad = torch.inference_mode() if given is None else torch.no_grad()
     with cpu_threads(settings.threads) as threads, without_grad:
         rig = Rig(
-            training,
+            trainings,
             corpus,
             config=config,
             settings=settings,
@@ -107,8 +158,8 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
         )
         job = _Extraction(
             rig=rig,
-            statistics=rig.new_statistics(),
-            content_key=content_key,
+            content_keys=dict.fromkeys((each.training_id for each in trainings), "")
+            | dict(content_keys or {}),
             folder=checkpoints,
             tell=tell,
             clock=clock,
@@ -116,7 +167,7 @@ def extract(  # noqa: PLR0913 - what to compute, where to save, whom to tell
         if checkpoint is not None:
             job.resume(checkpoint)
         job.run()
-        return job.result()
+        return job.results()
 
 
 def _tell_nobody(_: Progress) -> None:
@@ -132,11 +183,10 @@ def _tile_of(checkpoint: Checkpoint | None) -> int | None:
 
 @dataclass(kw_only=True)
 class _Extraction:
-    """One call of `extract`: its cursor, its statistics and its clock."""
+    """One pass: its cursor, its checkpoints and its clock."""
 
     rig: Rig
-    statistics: Collection
-    content_key: str
+    content_keys: Mapping[str, str]
     folder: Path | None
     tell: OnProgress
     clock: Callable[[], float]
@@ -165,9 +215,14 @@ class _Extraction:
         self._refuse_foreign(checkpoint)
         arrays = checkpoint.load()
         try:
-            self.statistics.load_state_dict(
-                {name: torch.from_numpy(array) for name, array in arrays.items()}
-            )
+            for prefix, station in self._prefixed():
+                station.statistics.load_state_dict(
+                    {
+                        name.removeprefix(prefix): torch.from_numpy(array)
+                        for name, array in arrays.items()
+                        if name.startswith(prefix)
+                    }
+                )
         except (KeyError, ValueError) as error:
             raise CheckpointUnusable(
                 f"checkpoint {checkpoint.path} does not fit this extraction ({error}): "
@@ -185,7 +240,7 @@ class _Extraction:
             **(checkpoint.meta.get("fingerprint") or {}),
         }
         ours = {
-            "content_key": self.content_key,
+            "content_key": self._content_key,
             "corpus": self.rig.corpus.digest,
             **self.rig.fingerprint,
         }
@@ -236,26 +291,27 @@ class _Extraction:
 
     def _batch(self) -> None:
         tile = next(self.tiles)
-        self._measure(tile)
+        for station in self.rig.stations:
+            with station.naming():
+                station.measure(tile)
         self.n_contexts_done += len(tile.batch)
         self.n_tokens_done += int(tile.batch.valid.sum())
 
-    def _measure(self, tile: Tile) -> None:
-        sae, x = self.rig.sae, tile.x
-        normal = sae.normalize(x)
-        x_hat, n_active = sae.baseline(x), 0
-        for active in sae.encode(normal.x, tile.contexts):
-            x_hat = x_hat + sae.decode(active, n_rows=x.shape[0])
-            n_active += active.n_active
-            self.statistics.update(active.to(self.statistics.device))
-        x_hat = normal.undo(x_hat)
-        wanted = x if tile.target is None else tile.target
-        valid = torch.nonzero(tile.contexts.valid.reshape(-1)).squeeze(1)
-        self.statistics.update_quality(
-            wanted[valid], x_hat[valid] if self.rig.compares else None, n_active=n_active
+    def results(self) -> list[ExtractionResult]:
+        """Return what was measured."""
+        self._phase("finishing")
+        done = Pass(
+            n_tokens=self.n_tokens_done,
+            n_contexts=self.n_contexts_done,
+            elapsed_s=self._elapsed_s(),
+            resumed_from=self.resumed_from,
         )
-        if not self.statistics.quality.finite:
-            self.rig.refuse_non_finite(wanted, x_hat, tile)
+        return results_of(
+            self.rig,
+            done,
+            content_keys=self.content_keys,
+            tell=lambda: self._phase("finishing"),
+        )
 
     # --- telling and saving ---
 
@@ -279,13 +335,9 @@ class _Extraction:
         now = self.clock()
         self.rate.note(now, self.n_tokens_done)
         if now - self.live.get("at", -LIVE_EVERY_S) >= LIVE_EVERY_S:
-            quality = self.statistics.quality.compute()
-            self.live.update(
-                at=now,
-                l0=quality["l0"],
-                fvu=quality["fvu"],
-                n_dead=self.statistics.n_dead(),
-            )
+            self.live["at"] = now
+            if len(self.rig.stations) == 1:
+                self.live |= self.rig.stations[0].live()
 
     def _elapsed_s(self) -> float:
         return self.earlier_s + self.clock() - self.started
@@ -293,93 +345,31 @@ class _Extraction:
     def _save(self) -> None:
         if self.folder is None:
             return
-        state = self.statistics.state_dict()
+        arrays = {
+            f"{prefix}{name}": tensor.cpu().numpy()
+            for prefix, station in self._prefixed()
+            for name, tensor in station.statistics.state_dict().items()
+        }
         meta = {
             "n_contexts_done": self.n_contexts_done,
             "n_tokens_done": self.n_tokens_done,
-            "content_key": self.content_key,
+            "content_key": self._content_key,
             "corpus_digest": self.rig.corpus.digest,
             "fingerprint": self.rig.fingerprint,
             "elapsed_s": self._elapsed_s(),
         }
-        arrays = {name: tensor.cpu().numpy() for name, tensor in state.items()}
         save(self.folder, arrays, meta)
         self.saved_contexts, self.saved_tokens = self.n_contexts_done, self.n_tokens_done
         self.last_save = self.clock()
 
-    # --- after the last batch ---
-
-    def result(self) -> ExtractionResult:
-        """Return what was measured."""
-        self._phase("finishing")
-        elapsed_s = self._elapsed_s()
-        found = self.statistics.compute()
-        quality = found["quality"]
-        features = found["features"] | self.rig.sae.weight_columns
-        tables, read_off = tables_from_weights(self.rig, lambda: self._phase("finishing"))
-        losses = measure_ce_loss(self.rig, tell=lambda: self._phase("finishing"))
-        summary = {
-            "n_tokens": self.n_tokens_done,
-            "n_tokens_total": self.rig.corpus.n_tokens_total,
-            "n_contexts": self.n_contexts_done,
-            "context_size": self.rig.corpus.context_size,
-            "d_in": self.rig.sae.spec.d_in,
-            "d_sae": self.rig.sae.spec.d_sae,
-            "l0": quality["l0"],
-            "fvu": quality["fvu"],
-            "explained_variance": quality["explained_variance"],
-            "mse": quality["mse"],
-            "n_dead": self.statistics.n_dead(),
-            "n_dense": self.statistics.n_dense(),
-            **losses.summary,
-            "statistics_format": STATISTICS_FORMAT,
-            "tokens_per_s": self.n_tokens_done / elapsed_s if elapsed_s > 0 else None,
-            "elapsed_s": elapsed_s,
-            "peak_rss_bytes": peak_rss_bytes(),
-            **found["sampled"],
-        }
-        return ExtractionResult(
-            features=features,
-            histograms=found["histograms"],
-            examples=found["examples"],
-            held_out=found["held_out"],
-            summary=summary,
-            provenance=self._provenance(losses) | read_off,
-            tables=joined_tables(found["tables"], tables),
+    @property
+    def _content_key(self) -> str:
+        """The content keys of all stations, in their order."""
+        return "+".join(
+            self.content_keys[each.training.training_id] for each in self.rig.stations
         )
 
-    def _provenance(self, losses: CeLoss) -> dict[str, Any]:
-        rig, hookpoint = self.rig, self.rig.training.hookpoint
-        return {
-            "fingerprint": rig.fingerprint,
-            "versions": {
-                "extraction_kit": __version__,
-                "statistics_format": STATISTICS_FORMAT,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "numpy": np.__version__,
-            },
-            "units": {
-                "activation": "as the SAE's encoder gives it, not scaled by decoder norms",
-                "density": "share of valid tokens with activation above 0",
-            },
-            "masks": dict(rig.corpus.masks),
-            "corpus_digest": rig.corpus.digest,
-            "content_key": self.content_key,
-            "training_digest": rig.training.digest,
-            "hookpoint": {
-                "hook_name": hookpoint.hook_name,
-                "module_path": hookpoint.module_path,
-                "side": hookpoint.side,
-                "resolved": str(hookpoint),
-                "equals_hidden_state": rig.equals_hidden_state,
-            },
-            "preflight": rig.preflight.to_dict(),
-            "reconstruction": {
-                "compared_with": rig.compared_at.hook_name if rig.compares else None,
-                "not_compared_because": rig.not_compared_because,
-            },
-            "ce_loss": losses.provenance(),
-            "resumed_from_tokens": self.resumed_from,
-        }
+    def _prefixed(self) -> Iterator[tuple[str, Station]]:
+        """Yield the stations with what stands before their keys in a checkpoint."""
+        for number, station in enumerate(self.rig.stations):
+            yield "" if len(self.rig.stations) == 1 else f"{number}/", station

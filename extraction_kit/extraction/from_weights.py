@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from extraction_kit.extraction.rig import Rig
+from extraction_kit.extraction.station import Station
 from extraction_kit.results import KINDS, SIGNS
 from extraction_kit.sources.devices import statistics_device
 from extraction_kit.sources.lens import LogitLens, logit_lens
@@ -24,7 +25,7 @@ Columns = dict[str, np.ndarray]
 
 
 def tables_from_weights(
-    rig: Rig, tell: Callable[[], None]
+    rig: Rig, station: Station, *, tell: Callable[[], None]
 ) -> tuple[dict[str, Columns], dict[str, Any]]:
     """Return the tables ``logits`` and ``neighbours``, and the provenance of both.
 
@@ -32,37 +33,43 @@ def tables_from_weights(
     why. `tell` is called between two blocks of features; what it raises ends the work.
     """
     tables, provenance = {}, {}
-    lens, reason = _lens(rig)
-    if lens is not None and rig.sae.decoder is not None:
-        n = rig.config.n_logits
-        tables["logits"] = logits(rig.sae.decoder, lens, n, device=rig.device, tell=tell)
+    lens, reason = _lens(rig, station)
+    if lens is not None and station.sae.decoder is not None:
+        n = station.config.n_logits
+        tables["logits"] = logits(
+            station.sae.decoder, lens, n, device=rig.device, tell=tell
+        )
     provenance["logits"] = {
         "absent_because": reason,
         **({} if lens is None else lens.to_dict()),
     }
-    reason = _no_neighbours(rig)
-    if rig.sae.decoder is not None and reason is None:
-        n = rig.config.n_neighbours
-        tables["neighbours"] = neighbours(rig.sae.decoder, n, device=rig.device, tell=tell)
+    reason = _no_neighbours(station)
+    if station.sae.decoder is not None and reason is None:
+        n = station.config.n_neighbours
+        tables["neighbours"] = neighbours(
+            station.sae.decoder, n, device=rig.device, tell=tell
+        )
     provenance["neighbours"] = {"decoder": {"absent_because": reason}}
     return tables, provenance
 
 
-def _lens(rig: Rig) -> tuple[LogitLens | None, str | None]:
-    if not rig.config.n_logits:
+def _lens(rig: Rig, station: Station) -> tuple[LogitLens | None, str | None]:
+    if not station.config.n_logits:
         return None, "n_logits=0"
-    if rig.sae.decoder is None:
+    if station.sae.decoder is None:
         return None, _NO_ROWS
-    if not rig.compares:
-        return None, rig.not_compared_because
-    n_tokens = rig.training.tokenizer.vocab_size
-    return logit_lens(rig.model, rig.training.model, rig.compared_at, n_tokens=n_tokens)
+    if not station.compares:
+        return None, station.not_compared_because
+    n_tokens = station.training.tokenizer.vocab_size
+    return logit_lens(
+        rig.model, station.training.model, station.compared_at, n_tokens=n_tokens
+    )
 
 
-def _no_neighbours(rig: Rig) -> str | None:
-    if not rig.config.n_neighbours:
+def _no_neighbours(station: Station) -> str | None:
+    if not station.config.n_neighbours:
         return "n_neighbours=0"
-    return _NO_ROWS if rig.sae.decoder is None else None
+    return _NO_ROWS if station.sae.decoder is None else None
 
 
 def logits(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,16 +29,18 @@ class Functions:
 class Given:
     """What is in memory already; what is None is loaded from its files."""
 
-    sae: EncodesAndDecodes | None = None
+    saes: Mapping[str, EncodesAndDecodes] = field(default_factory=dict)
+    """By training id."""
     model: nn.Module | None = None
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """The modules among them, those of bound methods too."""
-        parts = [self.model, self.sae]
-        if isinstance(self.sae, Functions):
-            functions = (self.sae.encode, self.sae.decode)
-            parts += [getattr(function, "__self__", None) for function in functions]
+        parts: list[object] = [self.model, *self.saes.values()]
+        for sae in self.saes.values():
+            if isinstance(sae, Functions):
+                functions = (sae.encode, sae.decode)
+                parts += [getattr(function, "__self__", None) for function in functions]
         found = (each for each in parts if isinstance(each, nn.Module))
         return tuple(dict.fromkeys(found))
 
@@ -82,13 +84,11 @@ class Given:
                 "model's, or load the model with the config's"
             )
 
-    def hooked(
-        self, spec: ModelSpec, hookpoint: Hookpoint, target: Hookpoint | None
-    ) -> HookedModel:
+    def hooked(self, spec: ModelSpec, hookpoint: Hookpoint) -> HookedModel:
         """Return the model as what runs up to a hookpoint."""
         assert self.model is not None  # noqa: S101 - for the type checker
         try:
-            return hooked(self.model, spec, hookpoint, target=target)
+            return hooked(self.model, spec, hookpoint)
         except ValueError as error:
             if isinstance(error, BadModel):
                 raise

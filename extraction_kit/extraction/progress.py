@@ -22,7 +22,8 @@ class Progress:
     checkpoint_tokens: int | None = None
     """Valid tokens in the newest checkpoint; None without one."""
     l0: float | None = None
-    """Mean active features per valid token so far."""
+    """Mean active features per valid token so far; None, as the next two, where several SAEs
+    are measured."""
     fvu: float | None = None
     n_dead: int | None = None
     """Features that have not fired so far."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,13 +25,14 @@ _HEADS = re.compile(r"(?:^|\.)pooler\.")  # of an encoder: never executed
 _FAILURES = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 - what, where, and how much of it
     spec: ModelSpec,
     hookpoint: Hookpoint,
     *,
     device: torch.device,
     dtype: torch.dtype,
     target: Hookpoint | None = None,
+    others: Iterable[Hookpoint] = (),
     device_map: str | None = None,
     whole: bool = False,
 ) -> HookedModel:
@@ -41,6 +42,8 @@ def load_model(
     ----------
     spec, hookpoint, target
         The model, and the places that are captured.
+    others : iterable of Hookpoint
+        Places that are captured too, see ``HookedModel.at``: the layers below them are loaded.
     device, dtype
         Where and in what arithmetic. A quantised model keeps its own weights; `dtype` is
         that of its activations.
@@ -64,7 +67,7 @@ def load_model(
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
             encoder = _is_encoder(config)
             if family is not None and not whole:
-                _cut(config, _layers_needed(hookpoint, target))
+                _cut(config, _layers_needed([hookpoint, target, *others]))
             quantised = getattr(config, "quantization_config", None) is not None
             auto = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
             where = device_map or ({"": str(device)} if quantised else None)
@@ -120,9 +123,9 @@ def _is_encoder(config: Any) -> bool:  # noqa: ANN401 - transformers has no type
     return masked and not getattr(config, "is_decoder", False)
 
 
-def _layers_needed(hookpoint: Hookpoint, target: Hookpoint | None) -> int | None:
+def _layers_needed(places: Iterable[Hookpoint | None]) -> int | None:
     """Return how many layers lead to the places; None if it may be all of them."""
-    layers = [place.layer for place in (hookpoint, target) if place is not None]
+    layers = [place.layer for place in places if place is not None]
     known = [layer for layer in layers if layer is not None]
     return max(known) + 1 if len(known) == len(layers) else None
 

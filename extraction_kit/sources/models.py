@@ -73,6 +73,16 @@ class HookedModel:
                 f"{', '.join(filter(None, inside))}"
             ) from error
 
+    def at(self, hookpoint: Hookpoint, target: Hookpoint | None = None) -> "HookedModel":
+        """Return the same model, its weights not copied, read at another place."""
+        return HookedModel(
+            self.model,
+            hookpoint,
+            target,
+            sees_ahead=self.sees_ahead,
+            final_norm=self._final_norm,
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""

@@ -40,8 +40,26 @@ CELLS = 2**24
 _BLOCK = 8192  # features whose norms are taken at once
 
 
+class Buffers:
+    """Memory for the pre-activations of a tile; SAEs that take turns share it.
+
+    Fresh memory would cost more than the scan: page faults on every tile.
+    """
+
+    def __init__(self) -> None:
+        self._pre, self._mask = torch.empty(0), torch.empty(0, dtype=torch.bool)
+
+    def views(self, n_rows: int, width: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pre-activations and a mask, [n_rows, width], of the last call's memory."""
+        n, fits = n_rows * width, self._pre.dtype is like.dtype
+        if self._pre.numel() < n or self._pre.device != like.device or not fits:
+            self._pre = torch.empty(n, dtype=like.dtype, device=like.device)
+            self._mask = torch.empty(n, dtype=torch.bool, device=like.device)
+        return self._pre[:n].view(n_rows, width), self._mask[:n].view(n_rows, width)
+
+
 class SparseAutoencoder:
-    """An SAE on one device, with its buffers.
+    """An SAE on one device.
 
     Parameters
     ----------
@@ -49,6 +67,8 @@ class SparseAutoencoder:
         What its files say.
     weights : mapping of str to Tensor
         As `load_weights` returns them. They are copied, not changed.
+    buffers : Buffers, optional
+        Shared with SAEs that encode at other times; None makes its own.
     """
 
     def __init__(
@@ -58,6 +78,7 @@ class SparseAutoencoder:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        buffers: Buffers | None = None,
     ) -> None:
         self.spec = spec
         self.weight_columns = weight_columns(weights)
@@ -77,8 +98,7 @@ class SparseAutoencoder:
         self._w_skip = weights["W_skip"].to(device, dtype) if spec.skip else None
         self._selection = _selection(spec, weights, width=width, device=device, dtype=dtype)
         self._tile_elements = TILE_ELEMENTS.get(device.type, _TILE_ELEMENTS)
-        self._pre = torch.empty(0, dtype=dtype, device=device)
-        self._mask = torch.empty(0, dtype=torch.bool, device=device)
+        self._buffers = buffers or Buffers()
 
     @property
     def decoder(self) -> Float[Tensor, "d_sae d_out"]:
@@ -147,7 +167,7 @@ class SparseAutoencoder:
         n_rows = max(1, self._tile_elements // width)
         for start in range(0, x.shape[0], n_rows):
             some = x[start : start + n_rows]
-            pre, mask = self._buffers(some.shape[0], width)
+            pre, mask = self._buffers.views(some.shape[0], width, like=self._w_dec)
             torch.addmm(self._b_enc[tile], some, self._w_enc[tile], out=pre)
             scan.mark(pre, mask, first_row=start, tile=tile)
             if masked.numel():
@@ -157,14 +177,6 @@ class SparseAutoencoder:
             row = torch.div(index, width, rounding_mode="floor")
             feature = index - row * width + first
             scan.take(row + start, feature, pre.view(-1).take(index), tile=tile)
-
-    def _buffers(self, n_rows: int, width: int) -> tuple[Tensor, Tensor]:
-        # Fresh memory would cost more than the scan: page faults on every tile.
-        n = n_rows * width
-        if self._pre.numel() < n:
-            self._pre = torch.empty(n, dtype=self._pre.dtype, device=self._pre.device)
-            self._mask = torch.empty(n, dtype=torch.bool, device=self._pre.device)
-        return self._pre[:n].view(n_rows, width), self._mask[:n].view(n_rows, width)
 
     def decode(self, batch: Activations, *, n_rows: int) -> Float[Tensor, "row d_out"]:
         """Return what the features of `batch` add to each row of the baseline."""
@@ -269,7 +281,13 @@ def reconstruct(
     return normal.undo(x_hat).expand(x.shape[0], -1)
 
 
-def load_sae(spec: SaeSpec, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+def load_sae(
+    spec: SaeSpec,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    buffers: Buffers | None = None,
+) -> Autoencoder:
     """Load an SAE or transcoder of any format that `describe_sae` knows.
 
     Raises
@@ -279,4 +297,6 @@ def load_sae(spec: SaeSpec, *, device: torch.device, dtype: torch.dtype) -> Auto
     """
     if spec.factory is not None:
         return load_custom(spec, device=device, dtype=dtype)
-    return SparseAutoencoder(spec, load_weights(spec), device=device, dtype=dtype)
+    return SparseAutoencoder(
+        spec, load_weights(spec), device=device, dtype=dtype, buffers=buffers
+    )

@@ -20,6 +20,7 @@ from extraction_kit.errors import (
     BadModel,
     BadSae,
     BadSettings,
+    BadTrainingId,
     ResultsDamaged,
 )
 from extraction_kit.extraction import extract
@@ -368,3 +369,70 @@ def test_registering_an_object_says_what_to_type_instead(tiny, sae, tmp_path):
         ws.register_training("x", sae=sae, model=tiny.model)
     for hint in ("sae=Sae object", "sae_spec.json", "factory=", "xk.extract_here"):
         assert hint in str(it.value)
+
+
+# --- several at once ------------------------------------------------------------------
+
+
+def test_objects_and_folders_at_several_hooks_give_what_each_gives_alone(here, tiny, sae):
+    report = xk.Settings(threads=1, device="cpu", tile_tokens=48, preflight="report")
+    saes = {"own": sae, "pair": (sae.encode, sae.decode), "file": tiny.saes["topk"]}
+    hooks = {"own": HOOK, "pair": "blocks.0.hook_resid_post"}
+    before = state_of(sae)
+    found = here(saes, hook_name=hooks, settings=report)
+    after = state_of(sae)
+    assert_same_state(before, after)
+    assert list(found) == list(saes)
+    for name, each in found.items():
+        alone = here(saes[name], hook_name=hooks.get(name), settings=report)
+        digests = {one._manifest()["result_digest"] for one in (each, alone)}
+        assert len(digests) == 1, name
+        assert each.summary["fvu"] == alone.summary["fvu"]
+        assert each.windows(0)[0].tokens == alone.windows(0)[0].tokens
+        assert each._manifest()["training"]["training_id"] == name
+    assert len({each._manifest()["result_digest"] for each in found.values()}) == 3
+
+
+def test_a_folder_keeps_the_results_by_name(here, tiny, tmp_path, temporary):
+    found = here(dict(tiny.saes), folder=tmp_path / "kept", hook_name=None)
+    expected = found["topk"].windows(0)
+    del found
+    (tmp_path / "kept").rename(tmp_path / "moved")
+    assert {each.name for each in (tmp_path / "moved").iterdir()} == {*tiny.saes, "_shared"}
+    assert xk.LocalResult(tmp_path / "moved" / "topk").windows(0) == expected
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_temporary_folder_goes_with_the_last_of_several(here, tiny, temporary):
+    found = here(dict(tiny.saes), hook_name=None)
+    last = found.pop("topk")
+    del found
+    gc.collect()
+    assert last.windows(0)
+    del last
+    gc.collect()
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("saes", "changes", "error", "said"),
+    [
+        ({}, {}, BadSae, "at least one SAE is needed"),
+        ({"a/b": "own"}, {}, BadTrainingId, "'a/b' cannot be used"),
+        ({"one": "own", "two": 3}, {}, BadSae, "^two: sae=int object"),
+        ({"one": "own", "two": "bad"}, {}, BadSae, r"^two: decode of .* shape \[1, 5\]"),
+        ({"one": "file", "two": "own"}, {"hook_name": None}, BadSae, "^two: .*hook_name="),
+        ({"one": "own", "two": "file"}, {"d_in": 16}, BadSae, "^two: d_in=16: the files"),
+        (
+            {"one": "own"},
+            {"hook_name": {"tow": HOOK}},
+            BadSae,
+            "names 'tow', sae= names one",
+        ),
+    ],
+    ids=["none", "name", "no SAE", "decode", "no hook", "d_in", "unknown name"],
+)
+def test_what_does_not_fit_names_the_sae(here, tiny, sae, saes, changes, error, said):
+    known = {"own": sae, "file": tiny.sae, "bad": (torch.relu, lambda f: f[:, :5])}
+    with pytest.raises(error, match=said):
+        here({name: known.get(each, each) for name, each in saes.items()}, **changes)

@@ -87,7 +87,9 @@ def windowed(number, acts, tokens, valid=None):
     """Return one context with the tokens `tokens`."""
     batch = context(number, acts, valid)
     known = torch.ones(SIZE, dtype=torch.bool) if valid is None else torch.tensor(valid)
-    return replace(batch, contexts=Contexts.consecutive(number, torch.tensor([tokens]), known[None]))
+    return replace(
+        batch, contexts=Contexts.consecutive(number, torch.tensor([tokens]), known[None])
+    )
 
 
 def kept(*batches, k=3, window=(1, 1)):

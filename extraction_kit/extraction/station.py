@@ -1,0 +1,207 @@
+"""One SAE at its hookpoint: what it reads of each tile, and what is measured of it."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extraction_kit.config import ExtractionConfig
+from extraction_kit.errors import BadModel, naming
+from extraction_kit.extraction.feed import Fed, Tile
+from extraction_kit.sources.custom_sae import CustomAutoencoder, EncodesAndDecodes
+from extraction_kit.sources.devices import DTYPES, statistics_device
+from extraction_kit.sources.models import HookedModel
+from extraction_kit.sources.preflight import Batch, Parts, Preflight, preflight
+from extraction_kit.sources.saes import Autoencoder, Buffers, load_sae
+from extraction_kit.stats import Collection, Sizes
+from extraction_kit.trainings import Hookpoint, Training, resolve_target
+
+
+class Station:
+    """What belongs to one training; several stand along one pass of the model.
+
+    Parameters
+    ----------
+    training : Training
+        The SAE and its hookpoint.
+    config : ExtractionConfig
+        What is computed.
+    is_alone : bool
+        Whether there are no others, from which messages would have to tell it.
+
+    Raises
+    ------
+    BadModel, BadSae
+        Its parts do not belong together.
+    """
+
+    sae: Autoencoder
+    statistics: Collection
+    preflight: Preflight
+    equals_hidden_state: bool | None
+
+    def __init__(
+        self, training: Training, config: ExtractionConfig, *, is_alone: bool
+    ) -> None:
+        self.training, self.config, self._is_alone = training, config, is_alone
+        with self.naming():
+            _check_width(training)
+            self.target, self.not_compared_because = resolve_target(training)
+        self.compared_at = self.target or training.hookpoint
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is anything to compare the SAE's output with."""
+        return self.not_compared_because is None
+
+    @property
+    def places(self) -> tuple[Hookpoint, ...]:
+        """Where activations are captured for it."""
+        here = self.training.hookpoint
+        return (here,) if self.target is None else (here, self.target)
+
+    def naming(self) -> AbstractContextManager[None]:
+        """Say in front of an error's words which of several SAEs it is about."""
+        return naming(None if self._is_alone else self.training.training_id)
+
+    # --- before the first tile ---
+
+    def load(
+        self, given: EncodesAndDecodes | None, *, device: torch.device, buffers: Buffers
+    ) -> None:
+        """Load the SAE, or take the object that is `given`; make empty statistics."""
+        spec, config = self.training.sae, self.config
+        dtype = DTYPES[config.sae_dtype or config.dtype]
+        if given is not None:
+            self.sae = CustomAutoencoder(spec, given, device=device, dtype=dtype)
+        else:
+            self.sae = load_sae(spec, device=device, dtype=dtype, buffers=buffers)
+        self.statistics = Collection(
+            d_in=self.compared_at.width if self.target else spec.d_in,
+            d_sae=spec.d_sae,
+            sizes=Sizes(
+                top_k=config.top_k,
+                window=config.window,
+                per_band=config.per_band,
+                n_random=config.n_random,
+                n_silent=config.n_silent,
+                held_out_share=config.held_out_share,
+                dedupe=config.dedupe,
+                n_top_tokens=config.n_top_tokens,
+                n_coactive=config.n_coactive,
+                seed=config.seed,
+            ),
+            compared=self.compares,
+            device=statistics_device(device),
+        )
+
+    def check_hookpoint(
+        self, model: HookedModel, tokens: Tensor, captured: Mapping[Hookpoint, Tensor]
+    ) -> None:
+        """Check on a few `tokens` that its activations are those that the hook names.
+
+        Parameters
+        ----------
+        model : HookedModel
+            At its places.
+        captured : mapping
+            What the pass for all stations finds there.
+
+        Raises
+        ------
+        BadModel
+            The model's own record differs, or what comes behind the hookpoint changes it.
+        """
+        self.equals_hidden_state = model.check_hookpoint(tokens)
+        hookpoint = self.training.hookpoint
+        if len(captured) > 1 and not torch.allclose(
+            captured[hookpoint], model(tokens), rtol=1e-3, atol=1e-4, equal_nan=True
+        ):
+            raise BadModel(
+                f"what is at {hookpoint.hook_name!r} is changed in place by modules behind "
+                "it: this model can be read at one place only. Extract each SAE alone"
+            )
+
+    def look_at(
+        self,
+        tile: Tile,
+        fed: Fed,
+        model: HookedModel,
+        *,
+        load_whole: Callable[[], HookedModel],
+        refuse: bool,
+    ) -> None:
+        """Run the preflight on the first tile; see `preflight`."""
+        for place in self.places:
+            values = tile.activations[place]
+            self.refuse_non_finite(values, values, tile)
+        parts = Parts(
+            training=self.training,
+            model=model,
+            sae=self.sae,
+            load_whole=load_whole,
+            compared=self.compares,
+        )
+        batch = Batch(
+            tokens=tile.contexts.tokens, present=fed.present, valid=tile.contexts.valid
+        )
+        self.preflight = preflight(parts, batch, refuse=refuse)
+
+    # --- in the loop ---
+
+    def measure(self, tile: Tile) -> None:
+        """Take in what the SAE makes of a tile."""
+        sae, x = self.sae, tile.activations[self.training.hookpoint]
+        normal = sae.normalize(x)
+        x_hat, n_active = sae.baseline(x), 0
+        for active in sae.encode(normal.x, tile.contexts):
+            x_hat = x_hat + sae.decode(active, n_rows=x.shape[0])
+            n_active += active.n_active
+            self.statistics.update(active.to(self.statistics.device))
+        x_hat = normal.undo(x_hat)
+        wanted = tile.activations[self.compared_at]
+        valid = torch.nonzero(tile.contexts.valid.reshape(-1)).squeeze(1)
+        self.statistics.update_quality(
+            wanted[valid], x_hat[valid] if self.compares else None, n_active=n_active
+        )
+        if not self.statistics.quality.finite:
+            self.refuse_non_finite(wanted, x_hat, tile)
+
+    def refuse_non_finite(self, x: Tensor, x_hat: Tensor, tile: Tile) -> None:
+        """Name the first valid token whose row of `x` or `x_hat` is not finite.
+
+        Raises
+        ------
+        BadModel
+            There is one.
+        """
+        valid = torch.nonzero(tile.contexts.valid.reshape(-1)).squeeze(1)
+        for name, values in (("activations", x), ("reconstruction", x_hat)):
+            bad = torch.nonzero(~torch.isfinite(values[valid]).all(dim=1)).squeeze(1)
+            if bad.numel():
+                context, pos = divmod(int(valid[bad[0]]), tile.contexts.size)
+                raise BadModel(
+                    f"the {name} at {self.compared_at.hook_name!r} are not finite "
+                    f"at context {int(tile.contexts.number[context])}, position {pos} "
+                    f"(dtype={self.config.dtype!r}): use dtype='float32' or 'bfloat16', or "
+                    "another hook_name"
+                )
+
+    def live(self) -> dict[str, Any]:
+        """Return ``l0``, ``fvu`` and ``n_dead`` so far."""
+        quality = self.statistics.quality.compute()
+        return {
+            "l0": quality["l0"],
+            "fvu": quality["fvu"],
+            "n_dead": self.statistics.n_dead(),
+        }
+
+
+def _check_width(training: Training) -> None:
+    if training.hookpoint.width != training.sae.d_in:
+        raise BadModel(
+            f"{training.hookpoint.hook_name!r} is {training.hookpoint.width} "
+            f"wide, the SAE has d_in={training.sae.d_in}: choose another hook_name or SAE"
+        )
