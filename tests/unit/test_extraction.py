@@ -75,6 +75,7 @@ def naive_activations(training, corpus):
     Each context goes through the whole model alone and without padding.
     """
     model = AutoModelForCausalLM.from_pretrained(training.model.path).eval()
+    model.model.norm = torch.nn.Identity()  # else the last hidden state is a normed one
     sae = load_file(training.sae.path + "/sae_weights.safetensors")
     sae = {name: tensor.double().numpy() for name, tensor in sae.items()}
     batch = corpus.read(0, corpus.n_contexts)

@@ -222,16 +222,29 @@ class TestContract:
                 cut.update(batch)
             assert_equal(cut.compute(), whole.compute())
 
+    def test_batches_of_any_size_in_any_order_change_nothing(self, name, stream):
+        whole = FEATURE_STATISTICS[name]().update(batch_of(stream, 0, N_CONTEXTS))
+        for size in (1, 3, 8, 32):
+            cut = [batch_of(stream, at, size) for at in range(0, N_CONTEXTS, size)]
+            for _ in range(2):  # in order, then shuffled
+                found = FEATURE_STATISTICS[name]()
+                for batch in cut:
+                    found.update(batch)
+                assert_equal(found.compute(), whole.compute())
+                shuffler(size).shuffle(cut)
+
     def test_shards_merge_in_any_order(self, name, stream):
         whole = FEATURE_STATISTICS[name]().update(batch_of(stream, 0, N_CONTEXTS))
-        for seed in range(5):
-            shards = [FEATURE_STATISTICS[name]() for _ in range(3)]
-            for number, batch in enumerate(batches(stream, shuffler(seed))):
-                shards[number % 3].update(batch)
-            shuffler(seed).shuffle(shards)
-            merged = FEATURE_STATISTICS[name]()
-            for shard in shards:
-                merged.merge(shard)
+        for n_shards in (1, 2, 3, 5):
+            chance = shuffler(n_shards)
+            shards = [FEATURE_STATISTICS[name]() for _ in range(n_shards)]
+            for batch in batches(stream, chance):
+                chance.choice(shards).update(batch)
+            while len(shards) > 1:  # any two of what is left
+                chance.shuffle(shards)
+                shards[0].merge(shards.pop())
+            assert_equal(shards[0].compute(), whole.compute())
+            merged = FEATURE_STATISTICS[name]().merge(shards[0])
             assert_equal(merged.compute(), whole.compute())
 
     def test_merging_leaves_the_argument_as_it_was(self, name, stream):
@@ -271,14 +284,31 @@ def test_a_state_of_another_size_is_refused_by_name(name):
         FEATURE_STATISTICS[name]().load_state_dict(kind(D_SAE + 1).state_dict())
 
 
-def test_counts_go_beyond_what_a_float32_can_count():
-    moments = Moments(1)
-    moments.n_active += 2**24
+@pytest.mark.parametrize("seen", [2**24, 2**31 - 1, 2**31, 2**53])
+def test_counts_go_beyond_what_float32_int32_and_float64_can_count(seen):
+    collection = Collection(d_in=1, d_sae=1, sizes=Sizes(top_k=1, window=(0, 0)))
+    state = collection.state_dict()
+    for name in ("moments.n_active", "moments.n_contexts", "quality.counts"):
+        state[name] = torch.full_like(state[name], seen)
+    state["histogram.counts"] = torch.full_like(state["histogram.counts"], seen)
+    collection.load_state_dict(state)
     tokens = torch.zeros((1, 1), dtype=torch.int64)
     one = torch.zeros(1, dtype=torch.int64)
-    contexts = Contexts.consecutive(0, tokens, torch.ones((1, 1), dtype=torch.bool))
-    moments.update(Activations(contexts, one, one, torch.ones(1), 0, 1))
-    assert moments.compute()["n_active"].tolist() == [2**24 + 1]
+    contexts = Contexts.consecutive(seen, tokens, torch.ones((1, 1), dtype=torch.bool))
+    collection.update(Activations(contexts, one, one, torch.ones(1), 0, 1))
+    collection.update_quality(torch.ones(1, 1), torch.ones(1, 1), n_active=1)
+    found = collection.compute()
+    for name in ("n_active", "n_contexts"):
+        assert found["features"][name].tolist() == [seen + 1]
+    assert sorted(found["histograms"][0].tolist()) == [seen] * (N_BINS - 1) + [seen + 1]
+    assert found["quality"]["n_tokens"] == seen + 1
+    assert found["features"]["last_context"].tolist() == [seen]
+    assert found["features"]["max_context"].tolist() == [seen]
+    assert found["examples"].context.tolist() == [seen]
+    twice = Collection(d_in=1, d_sae=1, sizes=Sizes(top_k=1, window=(0, 0)))
+    twice.merge(collection).merge(collection)
+    assert twice.compute()["features"]["n_active"].tolist() == [2 * (seen + 1)]
+    assert int(twice.histogram.counts.max()) == 2 * (seen + 1)
 
 
 class TestQuality:
