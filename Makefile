@@ -78,6 +78,10 @@ bench-guarantees: $(STAMP) ## Compare with plain RQ under the same faults
 bench-launch: $(STAMP) ## Time launches and refusals at 10,000 runs in the ledger
 	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_launch.py $(ARGS)
 
+# Without the checks of shapes in signatures, which the other tests pay for.
+bench-engine: $(STAMP) ## Compare the engine with the cut model and the best encoder (30 minutes)
+	$(PYTEST) -o addopts=--import-mode=importlib -m benchmark -s tests/benchmarks/test_bench_engine.py $(ARGS)
+
 bench: $(STAMP) ## Print speed and memory figures of this machine
 	$(PYTEST) -m benchmark -s tests/benchmarks $(ARGS)
 
@@ -136,4 +140,4 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help demo demo-resume demo-killed test protocol mutants test-browser lab check notebooks pictures check-full \
-	bench bench-guarantees bench-launch install lock clean
+	bench bench-engine bench-guarantees bench-launch install lock clean

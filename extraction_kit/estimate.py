@@ -94,7 +94,7 @@ def estimate(
     """
     seconds, how = _measured(bench, training, corpus)
     if seconds is None:
-        seconds, how = _computed(bench, training, corpus)
+        seconds, how = _computed(bench, training, corpus, config=config)
     return Estimate(
         n_tokens=corpus.n_tokens,
         seconds=seconds,
@@ -127,7 +127,8 @@ def _measured(
             host = (run.process or {}).get("host")
             where = "" if host == here else f" on {host}"
             how = f"{speed:,.0f} tokens/s in run {run.run_id}{where} of {run.created_at:%Y-%m-%d}"
-            return START_S + corpus.n_tokens / speed, how
+            after_pass_s = (run.summary or {}).get("after_pass_s") or 0.0
+            return START_S + corpus.n_tokens / speed + after_pass_s, how
     return None, ""
 
 
@@ -143,7 +144,7 @@ def _is_alike(spec: Mapping[str, Any], training: Training) -> bool:
 
 
 def _computed(
-    bench: Workbench, training: Training, corpus: Corpus
+    bench: Workbench, training: Training, corpus: Corpus, *, config: ExtractionConfig
 ) -> tuple[float | None, str]:
     if bench.uses_own_server:
         return None, "workers elsewhere: the first minute of the run shows it"
@@ -153,7 +154,19 @@ def _computed(
     flops = flops_per_token(training, context_size=corpus.context_size)
     rate = CPU_EFFICIENCY * matmul_rate()
     how = f"computed: {flops / 1e6:.3g} MFLOP per token at {rate / 1e9:,.0f} GFLOP/s on this CPU"
-    return START_S + n_positions * flops / rate, how
+    work = n_positions * flops + flops_after_pass(training, config)
+    return START_S + work / rate, how
+
+
+def flops_after_pass(training: Training, config: ExtractionConfig) -> float:
+    """Return the floating-point operations of what is read off the weights.
+
+    2 * d_in * d_sae * (d_sae + vocab_size): every decoder row with every other one
+    (``n_neighbours``), and with every token (``n_logits``).
+    """
+    rows = training.sae.d_sae * (config.n_neighbours > 0)
+    rows += training.model.vocab_size * (config.n_logits > 0)
+    return 2.0 * training.sae.d_in * training.sae.d_sae * rows
 
 
 def flops_per_token(training: Training, *, context_size: int) -> float:

@@ -24,6 +24,7 @@ from extraction_kit.results import (
     bin_edges,
 )
 
+_BLOCK = 2**16  # features whose histograms are summed up at once
 _ARROW: Mapping[str, pa.DataType] = MappingProxyType(
     {
         "BOOLEAN": pa.bool_(),
@@ -397,6 +398,14 @@ def quantile(histograms: np.ndarray, max_act: np.ndarray, percent: int) -> np.nd
     ndarray float32 [feature]
         Without meaning where a histogram is empty.
     """
+    found = [
+        _quantile(histograms[i : i + _BLOCK], max_act[i : i + _BLOCK], percent)
+        for i in range(0, len(histograms), _BLOCK)
+    ]
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.float32)
+
+
+def _quantile(histograms: np.ndarray, max_act: np.ndarray, percent: int) -> np.ndarray:
     edges = bin_edges()
     upto = np.cumsum(histograms, axis=1)
     rank = -(-upto[:, -1] * percent // 100)  # integers: 0.99 * n may round up

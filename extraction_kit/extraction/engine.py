@@ -6,7 +6,7 @@ last attempt, so that the result does not depend on where the work was interrupt
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -306,12 +306,18 @@ class _Extraction:
             elapsed_s=self._elapsed_s(),
             resumed_from=self.resumed_from,
         )
-        return results_of(
+        began = self.clock()
+        found = results_of(
             self.rig,
             done,
             content_keys=self.content_keys,
             tell=lambda: self._phase("finishing"),
         )
+        after_pass_s = self.clock() - began
+        return [
+            replace(each, summary={**each.summary, "after_pass_s": after_pass_s})
+            for each in found
+        ]
 
     # --- telling and saving ---
 

@@ -20,8 +20,9 @@ from extraction_kit.results import Examples
 from extraction_kit.stats.activations import Activations, Peaks
 from extraction_kit.stats.statistic import FeatureStatistic
 
-MIN_BUFFER = 2**18
-"""Peaks buffered at least before they are sorted."""
+MIN_BUFFER, MAX_BUFFER = 2**18, 2**22
+"""Peaks buffered at least and at most before they are sorted: as many as are kept, between
+these. The largest buffer takes some 300 MiB."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class ExampleStatistic(FeatureStatistic):
     Parameters
     ----------
     n_kept : int
-        Rows that can be kept in all; the buffer is as large, at least `MIN_BUFFER`.
+        Rows that can be kept in all; the buffer is as large, between its bounds.
     k : int
         Rows kept per slot.
     window : (int, int)
@@ -157,7 +158,7 @@ class ExampleStatistic(FeatureStatistic):
         self._kept = Rows.none(device)
         self._pending: list[Rows] = []
         self._n_pending = 0
-        self._limit = max(MIN_BUFFER, n_kept)
+        self._limit = min(max(MIN_BUFFER, n_kept), MAX_BUFFER)
 
     @abstractmethod
     def could_enter(self, peaks: Peaks) -> Int64[Tensor, " index"]:
