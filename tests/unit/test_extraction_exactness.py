@@ -230,3 +230,42 @@ def test_whole_tiles_can_be_dealt_out_under_any_threads_and_widths(tmp_path, cor
         np.random.default_rng(0).shuffle(plans)
         found = here.merged([plans[:3], plans[3:20], plans[20:]])
     assert result_digest(found) == result_digest(whole)
+
+
+# --- other tiles ----------------------------------------------------------------------
+
+ACROSS_TILES = 1e-5
+"""Largest relative difference of a maximum or a sum between two compute tiles, float32."""
+MOVED = 1e-3
+"""Largest share of active tokens whose count or bin another tile may change."""
+
+
+@pytest.mark.parametrize(("d_in", "size", "threads"), [(16, 12, 1), (24, 13, 2)])
+def test_tiles_of_any_size_agree_within_the_stated_tolerance(
+    tmp_path, corpus_of, d_in, size, threads
+):
+    tiny = tiny_training(tmp_path, d_in=d_in, d_sae=50, n_documents=14)
+    training = describe_training("tiles", sae=tiny.saes["jumprelu"], model=tiny.model)
+    config = CONFIG.replace(packing="document", context_size=size)
+    corpus = corpus_of(training, config)
+    one, *others = (
+        extract(
+            training,
+            corpus,
+            config=config,
+            settings=replace(SETTINGS, threads=threads, tile_tokens=n * size),
+        )
+        for n in (1, 2, 8, 32)
+    )
+    n_active = one.features["n_active"].sum()
+    for other in others:
+        for column in ("max_act", "sum_act", "sum_sq_act"):
+            np.testing.assert_allclose(
+                other.features[column], one.features[column], rtol=ACROSS_TILES
+            )
+        for column in ("n_active", "n_contexts"):
+            moved = np.abs(other.features[column] - one.features[column]).sum()
+            assert moved <= MOVED * n_active
+        assert np.abs(other.histograms - one.histograms).sum() <= 2 * MOVED * n_active
+        assert other.summary["fvu"] == pytest.approx(one.summary["fvu"], rel=ACROSS_TILES)
+        assert other.summary["n_tokens"] == one.summary["n_tokens"]
