@@ -4,12 +4,10 @@ No ledger, no queue, nothing published, nothing resumed. torch is imported here,
 process that calls, with the first call.
 """
 
-import json
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -18,24 +16,11 @@ from extraction_kit.catalog import reading
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
-from extraction_kit.errors import BadModel, BadSae, BadSettings, naming
-from extraction_kit.lifecycle import check_training_id
+from extraction_kit.described import ALONE, describe_parts, named_saes
+from extraction_kit.errors import BadSettings
 from extraction_kit.paths import Paths
 from extraction_kit.reader import ResultReader
-from extraction_kit.trainings import (
-    SaeSpec,
-    Training,
-    describe_model,
-    describe_sae,
-    training_of,
-)
-from extraction_kit.trainings.hookpoints import resolve_hookpoint
-from extraction_kit.trainings.model_folder import (
-    CONFIG,
-    ModelSpec,
-    model_of,
-    read_model_config,
-)
+from extraction_kit.trainings import Training
 from extraction_kit.version import __version__
 from extraction_kit.workbench import corpus_record, person, utc_now
 
@@ -43,9 +28,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from extraction_kit.extraction import Given, Progress
-    from extraction_kit.sources.custom_sae import EncodesAndDecodes
 
-_ID = "here"
 _RESULTS = "results"
 _SHARED = "_shared"  # by several SAEs, none of which can have that name
 
@@ -173,14 +156,13 @@ def extract_here(  # noqa: PLR0913 - what `register_training` and `launch` take,
     """
     config = config or ExtractionConfig()
     settings = settings or Settings.from_environment()
-    saes = _named(sae, hook_name=hook_name, d_in=d_in, d_sae=d_sae)
+    saes = named_saes(sae, hook_name=hook_name, d_in=d_in, d_sae=d_sae)
     is_alone = not isinstance(sae, Mapping)
     with _kept(folder) as (home, keep):
         shared = home if is_alone else home / _SHARED
-        trainings, given, settings = _parts(
-            saes, model, home=shared, config=config, settings=settings, tokenizer=tokenizer,
-            is_alone=is_alone,
-        )  # fmt: skip
+        trainings, given, settings = describe_parts(
+            saes, model, home=shared, config=config, settings=settings, tokenizer=tokenizer
+        )
         prepared = _prepared(
             trainings[0], corpus, config, home=shared, text_column=text_column
         )
@@ -189,41 +171,7 @@ def extract_here(  # noqa: PLR0913 - what `register_training` and `launch` take,
             folders, trainings, prepared, config=config, settings=settings, given=given
         )
         found = {name: keep(LocalResult(each)) for name, each in folders.items()}
-        return found[_ID] if is_alone else found
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sae:
-    """An SAE and what is said of it."""
-
-    sae: Any
-    hook_name: str | None
-    d_in: int | None
-    d_sae: int | None
-
-    @property
-    def is_file(self) -> bool:
-        return isinstance(self.sae, (str, Path))
-
-
-def _named(sae: object, **about: Any) -> dict[str, _Sae]:  # noqa: ANN401 - as said there
-    """Return the SAEs by name, each with what is said of it."""
-    saes = sae if isinstance(sae, Mapping) else {_ID: sae}
-    if not saes:
-        raise BadSae("sae={}: at least one SAE is needed, by a name of yours")
-    for name in saes:
-        check_training_id(name)
-    by_name = {what: said for what, said in about.items() if isinstance(said, Mapping)}
-    for what, said in by_name.items():
-        unknown = sorted(said.keys() - saes.keys())
-        if unknown:
-            raise BadSae(f"{what}= names {unknown[0]!r}, sae= names {', '.join(saes)}")
-    return {
-        name: _Sae(
-            sae=each, **about | {what: said.get(name) for what, said in by_name.items()}
-        )
-        for name, each in saes.items()
-    }
+        return found[ALONE] if is_alone else found
 
 
 @contextmanager
@@ -260,113 +208,6 @@ def _kept(
     except BaseException:  # an interrupt too
         remove_folder(home)
         raise
-
-
-def _parts(
-    saes: Mapping[str, _Sae],
-    model: Any,  # noqa: ANN401 - see `extract_here`
-    *,
-    home: Path,
-    config: ExtractionConfig,
-    settings: Settings,
-    tokenizer: Path | str | None,
-    is_alone: bool,
-) -> tuple[list[Training], "Given", Settings]:
-    """Describe SAEs and model, whatever they are, as trainings."""
-    from extraction_kit.extraction import given as objects  # noqa: PLC0415 - torch
-
-    of_several = {name: None if is_alone else name for name in saes}
-    loads, taken = isinstance(model, (str, Path)), {}
-    for name, each in saes.items():
-        if not each.is_file:
-            with naming(of_several[name]):
-                taken[name] = objects.as_sae(each.sae)
-    given = objects.Given(saes=taken, model=None if loads else model)
-    cache = home / "cache"
-    spec = describe_model(model, cache=cache) if loads else _describe_loaded(model, home)
-    if not loads and tokenizer is None:
-        raise BadModel(
-            "a loaded model does not bring its tokenizer: pass tokenizer= the folder that "
-            "tokenizer.save_pretrained(folder) wrote"
-        )
-    given.check_dtype(config)
-    settings = given.settings(settings)
-    trainings = []
-    for name, each in saes.items():
-        with naming(of_several[name]):
-            if each.is_file:
-                _refuse_given_sizes(each)
-                sae_spec = describe_sae(each.sae, cache=cache)
-            else:
-                with objects.left_as_they_were(*given.modules):
-                    sae_spec = _describe_object(
-                        each, given.saes[name], spec, config=config, settings=settings
-                    )
-            trainings.append(
-                training_of(
-                    name, sae_spec, spec,
-                    hook_name=each.hook_name, tokenizer=tokenizer, cache=cache,
-                )
-            )  # fmt: skip
-    return trainings, given, settings
-
-
-def _refuse_given_sizes(sae: _Sae) -> None:
-    for name in ("d_in", "d_sae"):
-        if getattr(sae, name) is not None:
-            raise BadSae(
-                f"{name}={getattr(sae, name)!r}: the files say it, leave {name} out"
-            )
-
-
-def _describe_object(
-    said: _Sae,
-    sae: "EncodesAndDecodes",
-    model: ModelSpec,
-    *,
-    config: ExtractionConfig,
-    settings: Settings,
-) -> SaeSpec:
-    from extraction_kit.extraction.given import describe_given  # noqa: PLC0415 - torch
-    from extraction_kit.sources.devices import DTYPES, resolve_device  # noqa: PLC0415 - torch
-
-    hook_name, d_in = _place(model, said.hook_name, said.d_in)
-    return describe_given(
-        sae,
-        d_in=d_in,
-        d_sae=said.d_sae,
-        hook_name=hook_name,
-        device=resolve_device(settings.device),
-        dtype=DTYPES[config.dtype],
-    )
-
-
-def _place(model: ModelSpec, hook_name: str | None, d_in: int | None) -> tuple[str, int]:
-    """Return where an SAE that is an object reads, and how wide it is there."""
-    if hook_name is None:
-        raise BadSae(
-            "an object does not say where it reads: pass hook_name=, for example "
-            "hook_name='blocks.5.hook_resid_post'"
-        )
-    config = read_model_config(Path(model.path))
-    width = resolve_hookpoint(hook_name, config, d_in=d_in).width
-    return hook_name, d_in or width
-
-
-def _describe_loaded(model: object, home: Path) -> ModelSpec:
-    """Describe a model that is in memory; its weights are not hashed."""
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_json_string"):
-        raise BadModel(
-            f"model={type(model).__name__} object: a loaded transformers model, a folder or "
-            "a Hub id is needed"
-        )
-    folder = home / "model"
-    folder.mkdir(parents=True)
-    # what a description reads of a model is in its config
-    (folder / CONFIG).write_text(config.to_json_string(use_diff=False))
-    values = json.loads((folder / CONFIG).read_text())
-    return model_of(folder, values, source=f"{type(model).__name__} object")
 
 
 def _prepared(

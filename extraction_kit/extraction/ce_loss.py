@@ -59,8 +59,8 @@ def measure_ce_loss(rig: Rig, station: Station, *, tell: Callable[[], None]) -> 
     """Measure on ``config.n_ce_contexts`` contexts, those with the smallest hash.
 
     The whole model is loaded in the place of the one that ends at the hookpoint, once for all
-    stations. What fails
-    then (no memory for the logits, no such place) is told as the reason, never raised.
+    stations. What fails then (no memory for the logits, no such place) is told as the reason,
+    never raised.
 
     Parameters
     ----------

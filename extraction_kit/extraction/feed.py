@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from extraction_kit.corpora import ContextBatch, Corpus, ReadingOrder, TilePlan
@@ -19,25 +20,23 @@ from extraction_kit.trainings import Hookpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
-    """Contexts with what the model computed for them."""
+class Fed:
+    """Contexts that the model is to read."""
 
     batch: ContextBatch
+    """As they are in the corpus."""
     contexts: Contexts
-    activations: Mapping[Hookpoint, Tensor]
-    """At each place that is read, (row, width)."""
+    """On the device, filled up to the rows of their tile."""
+    present: Bool[Tensor, "context pos"]
+    """Where no padding is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fed:
-    """Contexts on their way into the model."""
+class Tile(Fed):
+    """Contexts with what the model computed for them."""
 
-    batch: ContextBatch
-    """As they were read."""
-    contexts: Contexts
-    """On the device, filled up to the rows of their tile."""
-    present: Tensor
-    """Where no padding is, [context, pos]."""
+    activations: Mapping[Hookpoint, Tensor]
+    """At each place that is read, (row, width)."""
 
 
 class Feed:

@@ -153,7 +153,7 @@ class Rig:
 
     def _computed(self, fed: Fed) -> Tile:
         activations = self._captured(fed.contexts.tokens, fed.present)
-        return Tile(batch=fed.batch, contexts=fed.contexts, activations=activations)
+        return Tile(**vars(fed), activations=activations)
 
     # --- loading and checking ---
 
@@ -217,14 +217,12 @@ class Rig:
                 return
 
     def _look_at_first_tile(self) -> None:
-        with closing(self._feed.after(0, tile=self.tile)) as feed:
-            fed = next(feed)
-        tile = self._computed(fed)
+        with closing(self.tiles()) as tiles:
+            tile = next(tiles)
         for each in self.stations:
             with each.naming():
                 each.look_at(
                     tile,
-                    fed,
                     self.model_at(each),
                     load_whole=lambda: self._load_model(whole=True),
                     refuse=self.settings.preflight == "refuse",

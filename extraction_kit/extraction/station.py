@@ -9,7 +9,7 @@ from torch import Tensor
 
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.errors import BadModel, naming
-from extraction_kit.extraction.feed import Fed, Tile
+from extraction_kit.extraction.feed import Tile
 from extraction_kit.sources.custom_sae import CustomAutoencoder, EncodesAndDecodes
 from extraction_kit.sources.devices import DTYPES, statistics_device
 from extraction_kit.sources.models import HookedModel
@@ -127,7 +127,6 @@ class Station:
     def look_at(
         self,
         tile: Tile,
-        fed: Fed,
         model: HookedModel,
         *,
         load_whole: Callable[[], HookedModel],
@@ -145,7 +144,7 @@ class Station:
             compared=self.compares,
         )
         batch = Batch(
-            tokens=tile.contexts.tokens, present=fed.present, valid=tile.contexts.valid
+            tokens=tile.contexts.tokens, present=tile.present, valid=tile.contexts.valid
         )
         self.preflight = preflight(parts, batch, refuse=refuse)
 
