@@ -36,7 +36,9 @@ from extraction_kit.lifecycle import Move
 from extraction_kit.workbench import Workbench
 from tests.acceptance.matrix.script import CHECKPOINTS, MIDDLE, Script
 
-CONFIG = ExtractionConfig(context_size=32, n_tokens=718, top_k=5)  # the last context is full
+CONFIG = ExtractionConfig(
+    context_size=32, n_tokens=718, top_k=5
+)  # the last context is full
 """Twelve batches of two contexts."""
 
 
