@@ -244,7 +244,7 @@ MOVED = 1e-3
 def test_tiles_of_any_size_agree_within_the_stated_tolerance(
     tmp_path, corpus_of, d_in, size, threads
 ):
-    tiny = tiny_training(tmp_path, d_in=d_in, d_sae=50, n_documents=14)
+    tiny = tiny_training(tmp_path, d_in=d_in, d_sae=50, n_documents=6)
     training = describe_training("tiles", sae=tiny.saes["jumprelu"], model=tiny.model)
     config = CONFIG.replace(packing="document", context_size=size)
     corpus = corpus_of(training, config)

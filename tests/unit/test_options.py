@@ -1,0 +1,246 @@
+"""No option is ignored: each one changes the identity and the result, or what is done."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from extraction_kit.config import ExtractionConfig, Settings
+from extraction_kit.corpora import prepare
+from extraction_kit.errors import BadSae, BadSettings
+from extraction_kit.extraction import extract, rig
+from extraction_kit.paths import Paths
+from extraction_kit.results import GROUPS, result_digest
+from extraction_kit.testing import save_sae, tiny_training
+from extraction_kit.trainings import describe_training
+from extraction_kit.workbench import Workbench
+
+CONFIG = ExtractionConfig(
+    context_size=12, top_k=4, window=(3, 2), n_logits=2, n_neighbours=2, n_ce_contexts=2
+)
+SETTINGS = Settings(threads=1, device="cpu", tile_tokens=24)
+
+
+def most(result, group):
+    """Return the most examples that a feature has of a group."""
+    rows = np.array(
+        [GROUPS[each].rstrip("_1234") == group for each in result.examples.group]
+    )
+    return int(np.bincount(result.examples.feature[rows], minlength=1).max())
+
+
+def drawn(result):
+    """Return the contexts of the random examples."""
+    rows = result.examples.group == GROUPS.index("random")
+    return result.examples.context[rows].tolist()
+
+
+def n_rows(table):
+    return lambda result: len(result.tables.get(table, {"rank": ()})["rank"])
+
+
+# option: another value, and what it decides (None where any number may change)
+OPTIONS = {
+    "n_tokens": (100, lambda result: result.summary["n_tokens"]),
+    "context_size": (16, lambda result: result.summary["context_size"]),
+    "top_k": (2, lambda result: most(result, "top")),
+    "per_band": (1, lambda result: most(result, "band")),
+    "n_random": (2, lambda result: most(result, "random")),
+    "n_silent": (1, lambda result: most(result, "silent")),
+    "n_logits": (3, n_rows("logits")),
+    "n_neighbours": (1, n_rows("neighbours")),
+    "held_out_share": (0.7, lambda result: result.held_out.mean()),
+    "n_ce_contexts": (5, lambda result: result.summary["ce_loss"]),
+    "window": ((1, 2), lambda result: (result.examples.pos - result.examples.start).max()),
+    "packing": ("document", lambda result: result.summary["n_contexts"]),
+    "prepend_bos": (False, lambda result: result.summary["n_tokens_total"]),
+    "exclude_special_tokens": (False, lambda result: result.examples.peak_token.min() < 4),
+    "ignore_tokens": ((10,), lambda result: 10 in result.examples.peak_token),
+    "ignore_positions": ((4,), lambda result: 4 in result.examples.pos),
+    "dtype": ("bfloat16", lambda result: result.features["sum_act"].sum()),
+    "sae_dtype": ("bfloat16", lambda result: result.features["sum_act"].sum()),
+    "seed": (1, drawn),
+}
+
+
+def test_every_option_of_the_config_is_in_the_table():
+    assert set(OPTIONS) == {field.name for field in fields(ExtractionConfig)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("options")
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    return tiny_training(folder / "tiny", n_documents=14)
+
+
+@pytest.fixture(scope="module")
+def parts(folder, tiny):
+    """Return a function that gives training and corpus for a config."""
+
+    def make(config=CONFIG):
+        training = describe_training("tiny", sae=tiny.sae, model=tiny.model)
+        paths = Paths.of(folder / "workspace", SETTINGS)
+        corpus = prepare(
+            tiny.corpus, tokenizer=training.tokenizer, config=config, paths=paths
+        )
+        return training, corpus
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def extracted(parts):
+    """Return a function that gives the content key and the result of a config."""
+    bench = Workbench.__new__(Workbench)  # a key needs no workspace
+
+    def run(config):
+        training, corpus = parts(config)
+        key = bench.content_key(training, corpus, config)
+        return key, extract(training, corpus, config=config, settings=SETTINGS)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def usual(extracted):
+    return extracted(CONFIG)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_changes_the_identity_and_the_result(extracted, usual, option):
+    value, decides = OPTIONS[option]
+    assert getattr(CONFIG, option) != value
+    key, found = extracted(CONFIG.replace(**{option: value}))
+    assert key != usual[0]
+    assert decides(found) != decides(usual[1])
+
+
+def test_the_same_config_is_the_same_run(extracted, usual):
+    key, found = extracted(ExtractionConfig.from_dict(CONFIG.to_dict()))
+    assert key == usual[0]
+    assert result_digest(found) == result_digest(usual[1])
+
+
+# --- settings of the engine -----------------------------------------------------------
+
+
+@pytest.fixture
+def under(parts):
+    """Return a function that extracts under other settings."""
+
+    def run(**changes):
+        options = {
+            name: changes.pop(name)
+            for name in ("checkpoints", "on_progress")
+            if name in changes
+        }
+        training, corpus = parts()
+        settings = replace(SETTINGS, **changes)
+        return extract(training, corpus, config=CONFIG, settings=settings, **options)
+
+    return run
+
+
+def test_tile_tokens_is_the_tile(under):
+    tiles = [
+        under(tile_tokens=n).provenance["fingerprint"]["tile_contexts"] for n in (12, 48)
+    ]
+    assert tiles == [1, 4]
+
+
+def test_threads_are_those_of_torch(under):
+    seen = set()
+    found = under(threads=2, on_progress=lambda _: seen.add(torch.get_num_threads()))
+    assert seen == {2}
+    assert found.provenance["fingerprint"]["threads"] == 2
+
+
+def test_device_is_where_it_runs(under):
+    with pytest.raises(BadSettings, match="device='cuda:99' cannot be used"):
+        under(device="cuda:99")
+
+
+def test_device_map_reaches_the_model(under, monkeypatch):
+    asked, load = [], rig.load_model
+
+    def load_model(*args, device_map, **options):
+        asked.append(device_map)
+        return load(*args, **options)
+
+    monkeypatch.setattr(rig, "load_model", load_model)
+    found = under(device_map="balanced")
+    assert set(asked) == {"balanced"}
+    assert found.provenance["fingerprint"]["device_map"] == "balanced"
+
+
+def test_checkpoint_every_s_decides_how_often_one_is_written(under, tmp_path):
+    def n_written(every_s):
+        saved = set()
+        under(
+            checkpoint_every_s=every_s,
+            checkpoints=tmp_path / str(every_s),
+            on_progress=lambda progress: saved.add(progress.checkpoint_tokens),
+        )
+        return len(saved - {None})
+
+    assert n_written(1e-9) > n_written(3600.0)
+
+
+def test_preflight_decides_what_becomes_of_a_doubtful_sae(tiny, parts, tmp_path):
+    _, corpus = parts()
+    config = {"architecture": "standard", "d_in": 16, "d_sae": 48}
+    config |= {"metadata": {"hook_name": tiny.hook_name}}
+    weights = {
+        "W_enc": torch.ones(16, 48),
+        "W_dec": torch.ones(48, 16),
+        "b_enc": torch.full((48,), -1e4),
+        "b_dec": torch.zeros(16),
+    }
+    sae = save_sae(tmp_path / "dead", config, weights)
+    training = describe_training("dead", sae=sae, model=tiny.model)
+    with pytest.raises(BadSae):
+        extract(training, corpus, config=CONFIG, settings=SETTINGS)
+    report = replace(SETTINGS, preflight="report")
+    assert extract(training, corpus, config=CONFIG, settings=report).summary["n_dead"] == 48
+
+
+# --- every setting has a test ---------------------------------------------------------
+
+HERE = "unit/test_options.py"
+MATRIX = "acceptance/matrix/test_stuck.py"
+SHOWN_BY = {
+    "device": HERE,
+    "device_map": HERE,
+    "threads": HERE,
+    "preflight": HERE,
+    "tile_tokens": HERE,
+    "checkpoint_every_s": HERE,
+    "redis_url": "acceptance/test_bad_input.py",
+    "ledger_url": "unit/test_repair.py",
+    "shared": "acceptance/matrix/faults.py",
+    "beat_s": "unit/test_reconcile_table.py",
+    "lease_s": "unit/test_reconcile_table.py",
+    "self_check_share": "unit/protocol_model.py",
+    "reconcile_s": "acceptance/matrix/stagehand.py",
+    "queued_grace_s": "unit/test_reconcile_table.py",
+    "intermediate_grace_s": "unit/test_reconcile_table.py",
+    "stuck_after_s": MATRIX,
+    "kill_after_s": MATRIX,
+    "alert_webhook": MATRIX,
+    "auto_fail": MATRIX,
+    "min_free_bytes": "acceptance/test_bad_input.py",
+}
+"""Setting: the file whose tests depend on it."""
+
+
+def test_every_setting_has_a_place_where_its_effect_is_shown():
+    assert set(SHOWN_BY) == {field.name for field in fields(Settings)}
+    tests = Path(__file__).parents[1]
+    for setting, place in SHOWN_BY.items():
+        assert setting in (tests / place).read_text(), setting
