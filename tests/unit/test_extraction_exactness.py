@@ -1,5 +1,6 @@
 """Extractions: the same numbers however the work is cut, and right at the edges."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -97,7 +98,7 @@ class Sharded:
 
     def __init__(self, training, corpus, *, config, settings):
         self.rig = Rig(
-            training,
+            [training],
             corpus,
             config=config,
             settings=settings,
@@ -105,6 +106,8 @@ class Sharded:
             tell=lambda _: None,
             given=Given(),
         )
+        (self.station,) = self.rig.stations
+        self.empty = deepcopy(self.station.statistics)
 
     def plans(self, numbers=None):
         """Return the tiles of some contexts, as if there were no others."""
@@ -120,14 +123,14 @@ class Sharded:
     def computed(self, plan):
         """Return what the model makes of a tile."""
         batch = self.rig.corpus.read_at(plan.contexts, plan.length)
-        return self.rig._computed(plan, batch)
+        return self.rig._computed(self.rig._feed._fed(plan, batch))
 
     def measured(self, plans):
-        """Return a job that has measured the tiles of `plans`, in that order."""
+        """Return a job that has measured the tiles of `plans` in that order, and of what."""
+        self.station.statistics = deepcopy(self.empty)
         job = _Extraction(
             rig=self.rig,
-            statistics=self.rig.new_statistics(),
-            content_key="",
+            content_keys={self.station.training.training_id: ""},
             folder=None,
             tell=lambda _: None,
             clock=lambda: 1.0,
@@ -136,16 +139,17 @@ class Sharded:
         job.tiles = map(self.computed, plans)
         for _ in plans:
             job._batch()
-        return job
+        return job, self.station.statistics
 
     def merged(self, shards):
         """Return the result of all `shards`, lists of tiles."""
-        first, *others = map(self.measured, shards)
-        for job in others:
-            first.statistics.merge(job.statistics)
+        (first, statistics), *others = map(self.measured, shards)
+        for job, theirs in others:
+            statistics.merge(theirs)
             first.n_contexts_done += job.n_contexts_done
             first.n_tokens_done += job.n_tokens_done
-        return first.result()
+        self.station.statistics = statistics
+        return first.results()[0]
 
 
 @pytest.fixture
@@ -157,10 +161,10 @@ def sharded(parts):
         )
 
 
-def active_of(rig, tile):
+def active_of(sae, x, tile):
     """Return dense activations of a tile, [context, position, feature]."""
     dense = torch.zeros(tile.contexts.tokens.numel(), D_SAE)
-    for part in rig.sae.encode(rig.sae.normalize(tile.x).x, tile.contexts):
+    for part in sae.encode(sae.normalize(x).x, tile.contexts):
         dense[part.row, part.feature] = part.value
     return dense.view(*tile.contexts.tokens.shape, D_SAE)
 
@@ -176,8 +180,9 @@ def test_a_context_gives_the_same_bits_wherever_it_stands(sharded, name):
         numbers = np.flatnonzero(chance.random(n) < chance.random())
         for plan in here.plans(numbers):
             tile = here.computed(plan)
-            x = tile.x.view(*tile.contexts.tokens.shape, D_IN)
-            active = active_of(here.rig, tile)
+            x = tile.activations[here.station.training.hookpoint]
+            active = active_of(here.station.sae, x, tile)
+            x = x.view(*tile.contexts.tokens.shape, D_IN)
             for row, number in enumerate(plan.contexts.tolist()):
                 used = slice(lengths[number])
                 found = (row, x[row, used].clone(), active[row, used])

@@ -18,7 +18,7 @@ from extraction_kit.trainings import describe_training
 from extraction_kit.workbench import Workbench
 
 CONFIG = ExtractionConfig(
-    context_size=12, top_k=4, window=(3, 2), n_logits=2, n_neighbours=2, n_ce_contexts=2
+    context_size=12, top_k=4, window=(0, 0), n_logits=2, n_neighbours=2, n_ce_contexts=2
 )
 SETTINGS = Settings(threads=1, device="cpu", tile_tokens=24)
 
@@ -35,6 +35,12 @@ def drawn(result):
     """Return the contexts of the random examples."""
     rows = result.examples.group == GROUPS.index("random")
     return result.examples.context[rows].tolist()
+
+
+def best_tokens(result):
+    """Return the tokens at the peaks of the top examples."""
+    rows = result.examples.group == GROUPS.index("top")
+    return result.examples.peak_token[rows].tolist()
 
 
 def n_rows(table):
@@ -62,6 +68,9 @@ OPTIONS = {
     "dtype": ("bfloat16", lambda result: result.features["sum_act"].sum()),
     "sae_dtype": ("bfloat16", lambda result: result.features["sum_act"].sum()),
     "seed": (1, drawn),
+    "dedupe": (True, best_tokens),
+    "n_top_tokens": (2, n_rows("tokens")),
+    "n_coactive": (2, n_rows("neighbours")),
 }
 
 
