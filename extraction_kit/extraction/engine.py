@@ -251,10 +251,13 @@ class _Extraction:
         x_hat = normal.undo(x_hat)
         wanted = x if tile.target is None else tile.target
         valid = torch.nonzero(tile.contexts.valid.reshape(-1)).squeeze(1)
+        made, compares = x_hat[valid], self.rig.compares
         self.statistics.update_quality(
-            wanted[valid], x_hat[valid] if self.rig.compares else None, n_active=n_active
+            wanted[valid], made if compares else None, n_active=n_active
         )
-        if not self.statistics.quality.finite:
+        # What is not compared is in no sum that would show it.
+        finite = compares or bool(torch.isfinite(made).all())
+        if not (finite and self.statistics.quality.finite):
             self.rig.refuse_non_finite(wanted, x_hat, tile)
 
     # --- telling and saving ---
