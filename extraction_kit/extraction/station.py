@@ -162,10 +162,13 @@ class Station:
         x_hat = normal.undo(x_hat)
         wanted = tile.activations[self.compared_at]
         valid = torch.nonzero(tile.contexts.valid.reshape(-1)).squeeze(1)
+        made = x_hat[valid]
         self.statistics.update_quality(
-            wanted[valid], x_hat[valid] if self.compares else None, n_active=n_active
+            wanted[valid], made if self.compares else None, n_active=n_active
         )
-        if not self.statistics.quality.finite:
+        # What is not compared is in no sum that would show it.
+        finite = self.compares or bool(torch.isfinite(made).all())
+        if not (finite and self.statistics.quality.finite):
             self.refuse_non_finite(wanted, x_hat, tile)
 
     def refuse_non_finite(self, x: Tensor, x_hat: Tensor, tile: Tile) -> None:

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from extraction_kit.corpora import prepare
-from extraction_kit.errors import BadSae
+from extraction_kit.errors import BadModel, BadSae
 from extraction_kit.extraction import extract
 from extraction_kit.extraction.given import Given
 from extraction_kit.paths import Paths
 from extraction_kit.results import DENSE, GROUPS, result_digest
-from extraction_kit.testing import save_sae, tiny_training
+from extraction_kit.testing import save_sae, save_sparsify, tiny_training
 from extraction_kit.trainings import describe_training
 from tests.unit.test_extraction import (
     CONFIG,
@@ -118,6 +118,21 @@ def test_an_sae_of_which_everything_always_fires(training_with, corpus_of, archi
     assert found.summary["l0"] == D_SAE == found.summary["n_dense"]
     assert found.summary["n_dead"] == 0
     assert GROUPS.index("silent") not in found.examples.group
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_activations_of_features_that_overflow_are_refused_with_their_place(
+    tiny, corpus_of, tmp_path, compared
+):
+    weights = load_file(tiny.sae / "sae_weights.safetensors")
+    weights["W_enc"] *= 3e37
+    sae = save_sparsify(tmp_path / "sae", weights, k=K, transcode=not compared)
+    training = describe_training(
+        "huge", sae=sae, model=tiny.model, hook_name=tiny.hook_name
+    )
+    corpus = corpus_of(training, CONFIG)
+    with pytest.raises(BadModel, match=r"reconstruction at .* not finite at context 0"):
+        extract(training, corpus, config=CONFIG, settings=REPORT)
 
 
 def test_figures_of_the_run_equal_a_naive_loop(tiny, corpus_of):
