@@ -78,8 +78,11 @@ bench-guarantees: $(STAMP) ## Compare with plain RQ under the same faults
 bench-launch: $(STAMP) ## Time launches and refusals at 10,000 runs in the ledger
 	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_launch.py $(ARGS)
 
+bench-peers: $(STAMP) ## Compare with SAELens, SAEDashboard, Delphi (installs them; 40 minutes)
+	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_peers.py $(ARGS)
+
 bench: $(STAMP) ## Print speed and memory figures of this machine
-	$(PYTEST) -m benchmark -s tests/benchmarks $(ARGS)
+	$(PYTEST) -m benchmark -s tests/benchmarks --ignore tests/benchmarks/test_bench_peers.py $(ARGS)
 
 install: $(STAMP) ## Make .venv and install everything that the other targets need
 
@@ -136,4 +139,4 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help demo demo-resume demo-killed test protocol mutants test-browser lab check notebooks pictures check-full \
-	bench bench-guarantees bench-launch install lock clean
+	bench bench-guarantees bench-launch bench-peers install lock clean
