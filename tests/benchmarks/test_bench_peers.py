@@ -11,6 +11,7 @@ after it. Beside each time stands how well the two results agree.
 """
 
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -92,6 +93,7 @@ def compared(peer: Peer, architecture: str) -> dict:
         "x_ours_each": [round(one, 2) for one in ratios["seconds"]],
         "x_ours_wall": round(statistics.median(ratios["wall_seconds"]), 2),
         "target": peer.target,
+        "load": round(os.getloadavg()[0], 1),  # 1 on a quiet machine: this benchmark itself
         "agreement": agreement(own[-1]["numbers"], theirs[-1]["numbers"]),
     }
     if "marginal" in theirs[-1]:
@@ -180,7 +182,9 @@ def keep(file: Path, found: object) -> None:
 
 def lines_of(rows: list[dict]) -> list[str]:
     """Return the rows as lines of a table."""
-    lines = [f"{'':52} {'tokens':>7} {'CPU s':>9} {'tok/s':>7} {'x ours':>7} {'MiB':>6}"]
+    lines = [
+        f"{'':52} {'tokens':>7} {'CPU s':>9} {'tok/s':>7} {'x ours':>7} {'MiB':>6}  load"
+    ]
     for row in rows:
         name = f"{row['name']}, {row['architecture']}"
         if "not_measured" in row:
@@ -190,7 +194,7 @@ def lines_of(rows: list[dict]) -> list[str]:
         lines.append(
             f"{name:60} {row['n_tokens']:>7,} {row['seconds']:>9,.1f} "
             f"{row['tokens_per_s']:>7,.0f} {'' if ratio is None else ratio:>7} "
-            f"{row['peak_mib']:>6}"
+            f"{row['peak_mib']:>6} {row.get('load', ''):>5}"
             + ("" if target is None else f"  (target {target:g}: "
                f"{'reached' if ratio >= target else 'missed'})")
         )  # fmt: skip

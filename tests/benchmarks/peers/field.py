@@ -38,7 +38,6 @@ PEERS = (
         script="saelens_density.py",
         computes="density of all features; no examples, no maxima",
         target=1.7,
-        rounds=3,
     ),
     Peer(
         key="delphi",
