@@ -3,8 +3,8 @@
 `make bench-peers` installs the peers into environments of their own below ``build/bench/peers``
 (minutes, once), measures each of them between two runs of `extraction_kit`, one thread,
 loading left out for all, prints the tables and writes ``build/bench/peers.json``. It takes
-about 40 minutes; ``ARGS="-k 'saelens and topk'"`` measures one pair, ``ARGS="-k tables"``
-prints what was measured last.
+about 40 minutes on a quiet machine; ``ARGS="-k topk-saelens"`` measures one pair, ``ARGS="-k
+tables"`` prints what was measured last, ``PEERS_ROUNDS`` (2) is how often each is measured.
 
 ``seconds`` are process CPU time; ``x_ours`` is the peer's over the mean of ours before and
 after it. Beside each time stands how well the two results agree.
@@ -31,6 +31,8 @@ WRONG_OUT = FOLDER.parent / "peers-wrong.json"
 MEASURED, WRONG = FOLDER / "measured", FOLDER / "wrong"
 ARCHITECTURES = ("jumprelu", "topk")
 D_SAE = 8192
+ROUNDS = int(os.environ.get("PEERS_ROUNDS", "2"))
+_latest: dict[tuple[str, int], dict] = {}
 
 
 # --- measuring ------------------------------------------------------------------------
@@ -48,13 +50,22 @@ def measure(environment: str, script: str, architecture: str, peer: Peer) -> dic
         "--numbers", str(numbers), "--scratch", str(scratch),
     )  # fmt: skip
     shutil.rmtree(scratch)
+    print(f"{script} {architecture} {found['seconds']:.1f} s", flush=True)  # noqa: T201 - minutes
     with np.load(numbers) as file:
         found["numbers"] = dict(file)
     return found
 
 
 def ours(architecture: str, peer: Peer) -> dict:
-    return measure(OURS, "ours.py", architecture, peer)
+    found = measure(OURS, "ours.py", architecture, peer)
+    _latest.clear()
+    _latest[architecture, peer.n_contexts] = found
+    return found
+
+
+def just_measured(architecture: str, peer: Peer) -> dict:
+    """Return our run that ended the comparison before this one, or else a new one."""
+    return _latest.get((architecture, peer.n_contexts)) or ours(architecture, peer)
 
 
 def row_of(name: str, architecture: str, computes: str, runs: list[dict]) -> dict:
@@ -76,8 +87,8 @@ def row_of(name: str, architecture: str, computes: str, runs: list[dict]) -> dic
 
 def compared(peer: Peer, architecture: str) -> dict:
     """Measure ours, the peer, ours, the peer, ..., ours."""
-    own, theirs = [ours(architecture, peer)], []
-    for _ in range(peer.rounds):
+    own, theirs = [just_measured(architecture, peer)], []
+    for _ in range(ROUNDS):
         theirs.append(measure(peer.environment, peer.script, architecture, peer))
         own.append(ours(architecture, peer))
     ratios = {
@@ -133,8 +144,8 @@ def agreement(own: dict, theirs: dict) -> dict:
     return found
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("peer", PEERS, ids=[peer.key for peer in PEERS])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_peer_is_slower_and_where_it_is_right_agrees(peer, architecture):
     file = MEASURED / f"{peer.key}-{architecture}.json"
     try:

@@ -63,14 +63,13 @@ if __name__ == "__main__":
         tokenizer=tokenizer,
         modules=[HOOKPOINT],
     )
-    records = {record.latent.latent_index: record for record in dataset}
+    top_k = np.zeros((cache.width, TOP_K), dtype=np.float32)
+    for record in dataset:  # as its own pipeline takes them: one by one
+        best = [float(example.activations.max()) for example in record.train]
+        top_k[record.latent.latent_index, : len(best)] = best
     times = watch.stop()
     if args.numbers is not None:
         n_active = cache.hookpoint_firing_counts[HOOKPOINT].numpy()
-        top_k = np.zeros((len(n_active), TOP_K), dtype=np.float32)
-        for feature, record in records.items():
-            best = [float(example.activations.max()) for example in record.train]
-            top_k[feature, : len(best)] = best
         np.savez(args.numbers, n_active=n_active, top_k=top_k)
     answer(
         version=version("eai-delphi"), n_tokens=tokens.numel(), cache_only=cached, **times

@@ -27,7 +27,6 @@ class Peer:
     """How many times faster `extraction_kit` is to be, at least."""
     option: str = ""
     n_contexts: int = ALL_CONTEXTS
-    rounds: int = 2
 
 
 PEERS = (
@@ -48,15 +47,6 @@ PEERS = (
         target=2.5,
     ),
     Peer(
-        key="predecessor",
-        name="the predecessor's algorithm",
-        environment="ours",
-        script="predecessor.py",
-        computes="contexts, top-20 contexts with windows, in Python objects (a stand-in)",
-        target=5.5,
-        n_contexts=128,
-    ),
-    Peer(
         key="dashboard-cache",
         name="SAEDashboard, activation cache, 128 features a batch",
         environment="saelens",
@@ -64,7 +54,6 @@ PEERS = (
         computes=_DASHBOARD,
         option="128-cache",
         target=14,
-        rounds=1,
     ),
     Peer(
         key="dashboard-128",
@@ -74,7 +63,6 @@ PEERS = (
         computes=_DASHBOARD,
         option="128",
         target=65,
-        rounds=1,
     ),
     Peer(
         key="dashboard-256",
@@ -83,6 +71,14 @@ PEERS = (
         script="saedashboard.py",
         computes=_DASHBOARD,
         option="256",
-        rounds=1,
+    ),
+    Peer(
+        key="predecessor",
+        name="the predecessor's algorithm",
+        environment="ours",
+        script="predecessor.py",
+        computes="contexts, top-20 contexts with windows, in Python objects (a stand-in)",
+        target=5.5,
+        n_contexts=128,
     ),
 )

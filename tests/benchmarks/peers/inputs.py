@@ -86,7 +86,9 @@ def write_saes(root: Path, x: torch.Tensor) -> None:
     density *= L0 / density.sum()
     rank = (density.clamp(max=0.2) * len(p)).long().clamp(min=1)
     threshold = p.sort(0, descending=True).values.gather(0, rank[None])[0].clamp(min=1e-3)
-    threshold *= 1 - 1e-4  # off the token it comes from, which any rounding would move across
+    threshold *= (
+        1 - 1e-4
+    )  # off the token it comes from, which any rounding would move across
     _write(root / "sae-jumprelu", directions, mean, p * (p > threshold), centred,
            threshold=threshold)  # fmt: skip
     margin = p - threshold
