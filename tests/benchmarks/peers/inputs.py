@@ -70,6 +70,9 @@ def write_model(folder: Path) -> GPT2LMHeadModel:
         eos_token_id=0,
     )
     model = GPT2LMHeadModel(config).eval()
+    # As GPT-2's own: where the logits of a feature stay below 0.3, SAEDashboard writes 100,000
+    # ticks on their axis and takes several times as long, which a real model spares it.
+    torch.nn.init.normal_(model.transformer.wte.weight, std=0.14)
     model.save_pretrained(folder)
     return model
 

@@ -14,6 +14,7 @@ import torch
 from measuring import HOOK_NAME, answer, arguments, one_thread
 from sae_dashboard.sae_vis_data import SaeVisConfig
 from sae_dashboard.sae_vis_runner import SaeVisRunner
+from sae_dashboard.utils_fns import HistogramData
 from tl_model import load_model, load_sae
 
 N_FEATURES, SHORT = 8, 16
@@ -116,6 +117,19 @@ def users_sae_is_changed():
     }
 
 
+def small_values_get_a_tick_each():
+    found = HistogramData.from_data(
+        torch.linspace(-0.25, 0.25, 1000), n_bins=50, tickmode="5 ticks", title=None
+    )
+    n_ticks = len(found.tick_vals)
+    return {
+        "name": "ticks of a histogram of values between -0.25 and 0.25",
+        "expected": "about 5",
+        "found": f"{n_ticks:,}",
+        "wrong": n_ticks > 50,
+    }
+
+
 def plain_topk_crashes():
     sae = load_sae(args.inputs / "sae-topk")
     sae.cfg.rescale_acts_by_decoder_norm = False
@@ -155,7 +169,8 @@ with torch.no_grad():
         case()
         for case in (
             density_counts_bos, maximum_counts_bos, cache_knows_no_tokens,
-            users_sae_is_changed, plain_topk_crashes, top_examples_repeat_contexts,
+            users_sae_is_changed, small_values_get_a_tick_each,
+            plain_topk_crashes, top_examples_repeat_contexts,
         )
     ]  # fmt: skip
 answer(tool="SAEDashboard", version=version("sae-dashboard"), cases=cases)
