@@ -82,8 +82,11 @@ bench-launch: $(STAMP) ## Time launches and refusals at 10,000 runs in the ledge
 bench-engine: $(STAMP) ## Compare the engine with the cut model and the best encoder (30 minutes)
 	$(PYTEST) -o addopts=--import-mode=importlib -m benchmark -s tests/benchmarks/test_bench_engine.py $(ARGS)
 
+bench-peers: $(STAMP) ## Compare with SAELens, SAEDashboard, Delphi (installs them; 40 minutes)
+	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_peers.py $(ARGS)
+
 bench: $(STAMP) ## Print speed and memory figures of this machine
-	$(PYTEST) -m benchmark -s tests/benchmarks $(ARGS)
+	$(PYTEST) -m benchmark -s tests/benchmarks --ignore tests/benchmarks/test_bench_peers.py $(ARGS)
 
 install: $(STAMP) ## Make .venv and install everything that the other targets need
 
@@ -141,3 +144,5 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 
 .PHONY: help demo demo-resume demo-killed test protocol mutants test-browser lab check notebooks pictures check-full \
 	bench bench-engine bench-guarantees bench-launch install lock clean
+
+	bench bench-guarantees bench-launch bench-peers install lock clean
