@@ -143,6 +143,4 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help demo demo-resume demo-killed test protocol mutants test-browser lab check notebooks pictures check-full \
-	bench bench-engine bench-guarantees bench-launch install lock clean
-
-	bench bench-guarantees bench-launch bench-peers install lock clean
+	bench bench-engine bench-guarantees bench-launch bench-peers install lock clean

@@ -219,10 +219,9 @@ def test_shards_of_any_contexts_merge_to_the_digest_of_the_whole(
 
 
 def test_whole_tiles_can_be_dealt_out_under_any_threads_and_widths(tmp_path, corpus_of):
-    # torch computes the last elements of each thread's share of a tensor one by one, others
-    # 8 or 16 at once: the two differ in the last bit of silu or tanh. What stands there
-    # depends on the row of a context where threads and widths are no powers of 2, so that
-    # the promise holds for whole tiles only.
+    # silu, tanh-gelu and attention were seen to differ in the last bit between equal rows of
+    # a tensor whose number of elements is no multiple of 16, or under two threads (probably
+    # what is left over of vectors): so the promise holds for whole tiles only.
     tiny = tiny_training(tmp_path, d_in=24, d_sae=50, n_documents=14)
     training = describe_training("odd", sae=tiny.saes["jumprelu"], model=tiny.model)
     config = CONFIG.replace(packing="document", context_size=13)
