@@ -70,6 +70,13 @@ def _joined(
     return {name: column[order] for name, column in columns.items()}
 
 
+def spans(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Return ``begin[0], begin[0] + 1, ...``, `length` of each, one span after another."""
+    entry: np.ndarray = np.repeat(begin - (np.cumsum(length) - length), length)
+    entry += np.arange(entry.size)
+    return entry
+
+
 def bin_edges() -> np.ndarray:
     """Return the `N_BINS` + 1 edges of the histogram: 0, 2^-10 ... 2^10, infinity."""
     steps = np.arange(LOG2_LOW * BINS_PER_OCTAVE, LOG2_HIGH * BINS_PER_OCTAVE + 1)
@@ -110,9 +117,7 @@ class Examples:
         order = np.lexsort((column["rank"], column["group"], column["feature"]))
         offsets = np.zeros(sum(n_rows) + 1, dtype=np.int64)
         np.cumsum(length[order], out=offsets[1:])
-        # entry j of a row is at begin + j: one arange, shifted row by row
-        entry = np.arange(offsets[-1])
-        entry += np.repeat(begin[order] - offsets[:-1], length[order])
+        entry = spans(begin[order], length[order])
         for name in column:
             column[name] = column[name][entry if name.startswith("act_") else order]
         return cls(offsets=offsets, **column)

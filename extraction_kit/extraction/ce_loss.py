@@ -25,13 +25,11 @@ from torch.nn import functional
 from extraction_kit.errors import BadModel, BadSettings
 from extraction_kit.extraction.rig import Rig
 from extraction_kit.extraction.station import Station
-from extraction_kit.results import GROUPS
 from extraction_kit.sources.models import HookedModel
 from extraction_kit.sources.saes import reconstruct
 from extraction_kit.stats import Contexts
-from extraction_kit.stats.hashing import mixed
+from extraction_kit.stats.hashing import Draw, mixed
 
-_SALT = 6  # of the draw; the examples have those below
 COLUMNS = ("ce_loss", "ce_loss_sae", "ce_loss_zero", "ce_loss_recovered", "n_ce_tokens")
 """What the summary gets: nats per token, a share, and the number of tokens predicted."""
 
@@ -121,7 +119,7 @@ def drawn(n_contexts: int, *, n: int, seed: int) -> np.ndarray:
     Those with the smallest hash of (seed, context): of a larger `n`, all of a smaller one.
     """
     context = torch.arange(n_contexts)
-    hashes = mixed(seed * len(GROUPS) + _SALT, context)
+    hashes = mixed(Draw.CE_CONTEXTS.seed(seed), context)
     return torch.argsort(hashes, stable=True)[:n].sort().values.numpy()
 
 

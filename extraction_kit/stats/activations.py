@@ -23,6 +23,16 @@ def flat_nonzero(mask: Tensor) -> Tensor:
     return torch.nonzero(mask.reshape(-1)).squeeze(1)
 
 
+def spans(
+    begin: Int64[Tensor, " span"], length: Int64[Tensor, " span"]
+) -> Int64[Tensor, " entry"]:
+    """Return ``begin[0], begin[0] + 1, ...``, `length` of each, one span after another."""
+    shift = begin - (torch.cumsum(length, 0) - length)
+    entry = torch.repeat_interleave(shift, length)
+    entry += torch.arange(entry.numel(), device=entry.device)
+    return entry
+
+
 def ordered_bits(value: Float32[Tensor, " n"]) -> Int64[Tensor, " n"]:
     """Return integers that order like the positive floats `value`."""
     return value.view(torch.int32).to(torch.int64)

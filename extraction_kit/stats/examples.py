@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
 from extraction_kit.results import Examples
-from extraction_kit.stats.activations import Activations, Peaks
+from extraction_kit.stats.activations import Activations, Peaks, spans
 from extraction_kit.stats.statistic import FeatureStatistic
 
 MIN_BUFFER, MAX_BUFFER = 2**18, 2**22
@@ -95,10 +95,7 @@ class Rows:
         """Return the rows at `index`, with their windows."""
         begin = torch.cumsum(self.length, 0) - self.length
         length = self.length[index]
-        # entry j of a selected row is at begin + j: one arange, shifted row by row
-        shift = begin[index] - (torch.cumsum(length, 0) - length)
-        entry = torch.repeat_interleave(shift, length)
-        entry += torch.arange(entry.numel(), device=entry.device)
+        entry = spans(begin[index], length)
         return Rows(
             self.feature[index],
             self.value[index],

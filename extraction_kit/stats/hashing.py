@@ -1,5 +1,7 @@
 """A hash that chooses samples: the same choice for any batches, order, shards and merges."""
 
+from enum import IntEnum
+
 from torch import Tensor
 
 _BITS = 62
@@ -9,6 +11,23 @@ _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 LARGEST = (1 << _BITS) - 1
 """Largest hash."""
+
+
+class Draw(IntEnum):
+    """What is drawn by hash: each with a seed of its own, so that draws are unrelated."""
+
+    HELD_OUT = 0
+    RANDOM = 1
+    BANDS = 2
+    SILENT_CONTEXTS = 3
+    SILENT_POSITIONS = 4
+    SILENT = 5
+    CE_CONTEXTS = 6
+    SAMPLE = 7
+
+    def seed(self, seed: int) -> int:
+        """Return the seed of this draw, of a run's `seed`."""
+        return seed * len(Draw) + self
 
 
 def mixed(seed: int, *numbers: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int32, Int64
 
+from extraction_kit.results import spans
+
 PAIRS = 2**30
 """Pairs of features counted at most: 430 000 tokens with 50 active features each."""
 _BLOCK = 16  # features that are gathered as one, a cache line
@@ -135,12 +137,12 @@ class _Blocks:
         n = -(-length // _BLOCK)
         begin = np.cumsum(n) - n
         filled = np.full((int(n.sum()), _BLOCK), d_sae, dtype=np.int32)
-        filled.reshape(-1)[_spans(begin * _BLOCK, length)] = feature
+        filled.reshape(-1)[spans(begin * _BLOCK, length)] = feature
         return cls(filled, begin, n, d_sae)
 
     def counted(self, rows: Int32[np.ndarray, " some"]) -> tuple[np.ndarray, np.ndarray]:
         """Return the features of `rows`, ascending, and in how many rows each is."""
-        block = _spans(self.begin[rows], self.n[rows])
+        block = spans(self.begin[rows], self.n[rows])
         if block.size * _BLOCK < self.d_sae // _SPARSE:
             other, n = np.unique(self.feature[block], return_counts=True)
             return other[other < self.d_sae], n[other < self.d_sae]
@@ -160,15 +162,6 @@ def _largest(value: np.ndarray, k: int) -> np.ndarray:
     if value.size > k:  # sort those only that can be among them
         place = np.flatnonzero(value >= np.partition(value, value.size - k)[-k])
     return place[np.argsort(-value[place], kind="stable")][:k]
-
-
-def _spans(
-    begin: Int64[np.ndarray, " span"], length: Int64[np.ndarray, " span"]
-) -> Int64[np.ndarray, " entry"]:
-    """Return ``begin[0], begin[0] + 1, ...``, `length` of each, one span after another."""
-    entry = np.repeat(begin - (np.cumsum(length) - length), length)
-    entry += np.arange(entry.size)
-    return entry
 
 
 def _order(*keys: Int32[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

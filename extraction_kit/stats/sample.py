@@ -14,15 +14,19 @@ import torch
 from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
-from extraction_kit.results import GROUPS, KINDS
-from extraction_kit.stats.activations import POSITION_BITS, Activations, flat_nonzero
-from extraction_kit.stats.hashing import LARGEST, mixed
+from extraction_kit.results import KINDS
+from extraction_kit.stats.activations import (
+    POSITION_BITS,
+    Activations,
+    flat_nonzero,
+    spans,
+)
+from extraction_kit.stats.hashing import LARGEST, Draw, mixed
 from extraction_kit.stats.pairs import PAIRS, coactivation, top_tokens
 from extraction_kit.stats.statistic import FeatureStatistic
 
 BUDGET = 2**25
 """Activations kept at most: 671 000 tokens with 50 active features each."""
-_CONTEXTS = 6  # salt
 _CONTEXT_COLUMNS = ("context", "n_valid")
 _ROW_COLUMNS = ("place", "token", "length")
 _ENTRY_COLUMNS = ("feature", "value")
@@ -90,7 +94,7 @@ class ActivationSample(FeatureStatistic):
     ) -> None:
         self.d_sae, self.budget, self.pairs = d_sae, budget, pairs
         self.n_top_tokens, self.n_coactive = n_top_tokens, n_coactive
-        self._seed = seed * len(GROUPS) + _CONTEXTS
+        self._seed = Draw.SAMPLE.seed(seed)
         wide = torch.zeros(0, dtype=torch.int64, device=device)
         narrow = torch.zeros(0, dtype=torch.int32, device=device)
         self.context, self.n_valid = wide, wide
@@ -262,13 +266,3 @@ def bound(
     if not over.numel():
         return torch.tensor(LARGEST, device=hashed.device)
     return hashed[order[over[0]]] - 1
-
-
-def spans(
-    begin: Int64[Tensor, " span"], length: Int64[Tensor, " span"]
-) -> Int64[Tensor, " entry"]:
-    """Return ``begin[0], begin[0] + 1, ...``, `length` of each, one span after another."""
-    shift = begin - (torch.cumsum(length, 0) - length)
-    entry = torch.repeat_interleave(shift, length)
-    entry += torch.arange(entry.numel(), device=entry.device)
-    return entry

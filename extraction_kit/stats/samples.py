@@ -12,13 +12,12 @@ from torch import Tensor
 from extraction_kit.results import GROUPS, LOG2_HIGH, LOG2_LOW, N_BANDS
 from extraction_kit.stats.activations import Peaks, ordered_bits
 from extraction_kit.stats.examples import ExampleStatistic, Rows, ranks
-from extraction_kit.stats.hashing import LARGEST, mixed
+from extraction_kit.stats.hashing import LARGEST, Draw, mixed
 
 N_OCTAVES = LOG2_HIGH - LOG2_LOW + 2
 """Powers of two told apart: all below 2^-10 are one, and all from 2^10."""
 _EXPONENT = 23  # bits of a float32's mantissa
 _BIAS = 127
-_RANDOM, _BANDS, _HELD_OUT = 1, 2, 0  # salts, so that each draws different contexts
 
 
 def held_out(
@@ -28,7 +27,7 @@ def held_out(
 
     Explanations that saw the other contexts only can be scored on these.
     """
-    return mixed(seed * len(GROUPS) + _HELD_OUT, context) < int(share * (LARGEST + 1))
+    return mixed(Draw.HELD_OUT.seed(seed), context) < int(share * (LARGEST + 1))
 
 
 def octave(value: Float32[Tensor, " n"]) -> Int64[Tensor, " n"]:
@@ -40,7 +39,7 @@ def octave(value: Float32[Tensor, " n"]) -> Int64[Tensor, " n"]:
 class _Sample(ExampleStatistic):
     """The `k` rows of each slot with the smallest hash."""
 
-    salt: int
+    draw: Draw
 
     def __init__(
         self,
@@ -53,7 +52,7 @@ class _Sample(ExampleStatistic):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(n_kept, k=k, window=window, device=device)
-        self._seed = seed * len(GROUPS) + self.salt
+        self._seed = self.draw.seed(seed)
         self._bound = torch.full((n_slots,), LARGEST, dtype=torch.int64, device=device)
 
     def slot(self, of: Peaks | Rows) -> Int64[Tensor, " n"]:
@@ -99,7 +98,7 @@ class RandomExamples(_Sample):
         Of the draw.
     """
 
-    salt = _RANDOM
+    draw = Draw.RANDOM
 
     def __init__(
         self,
@@ -139,7 +138,7 @@ class BandExamples(_Sample):
         Of the draw.
     """
 
-    salt = _BANDS
+    draw = Draw.BANDS
 
     def __init__(
         self,

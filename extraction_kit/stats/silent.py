@@ -10,13 +10,12 @@ from torch import Tensor
 
 from extraction_kit.results import GROUPS, Examples
 from extraction_kit.stats.activations import Activations
-from extraction_kit.stats.hashing import LARGEST, mixed
+from extraction_kit.stats.hashing import LARGEST, Draw, mixed
 from extraction_kit.stats.statistic import FeatureStatistic
 
 POOL = 64
 """Contexts from which the silent examples of all features are drawn, at least."""
 POOL_PER_K = 4
-_CONTEXTS, _POSITIONS, _DRAW = 3, 4, 5  # salts
 MANY = 2**20
 """Contexts and active pairs buffered before the pool is trimmed."""
 _BLOCK = 2**22  # cells of a block of the draw: 32 MiB
@@ -63,7 +62,7 @@ class SilentExamples(FeatureStatistic):
     ) -> None:
         self.d_sae, self.k, self.before = d_sae, k, before
         self.pool = max(POOL, POOL_PER_K * k)
-        self._seed = seed * len(GROUPS)
+        self._seed = seed
         self._bound = LARGEST
         wide = torch.zeros(0, dtype=torch.int64, device=device)
         narrow = torch.zeros(0, dtype=torch.int32, device=device)
@@ -94,13 +93,13 @@ class SilentExamples(FeatureStatistic):
         return self
 
     def _hash(self, context: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-        return mixed(self._seed + _CONTEXTS, context)
+        return mixed(Draw.SILENT_CONTEXTS.seed(self._seed), context)
 
     def _positions(
         self, context: Int64[Tensor, " n"], valid: Bool[Tensor, "n pos"]
     ) -> Int64[Tensor, " n"]:
         place = torch.arange(valid.shape[1], device=valid.device)
-        drawn = mixed(self._seed + _POSITIONS, context[:, None], place[None])
+        drawn = mixed(Draw.SILENT_POSITIONS.seed(self._seed), context[:, None], place[None])
         return drawn.masked_fill(~valid, LARGEST).argmin(dim=1)
 
     def _take(self, part: dict[str, Tensor]) -> None:
@@ -175,7 +174,7 @@ class SilentExamples(FeatureStatistic):
         size = max(1, _BLOCK // max(1, context.numel()))
         for first in range(0, self.d_sae, size):
             feature = torch.arange(first, min(first + size, self.d_sae))
-            drawn = mixed(self._seed + _DRAW, feature[:, None], context[None])
+            drawn = mixed(Draw.SILENT.seed(self._seed), feature[:, None], context[None])
             drawn.masked_fill_(active[:, feature].T, LARGEST)
             # a full sort: deterministic, and the pool is small
             value, member = torch.sort(drawn, dim=1, stable=True)

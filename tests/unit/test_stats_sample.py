@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from extraction_kit.results import GROUPS, KINDS
+from extraction_kit.results import KINDS
 from extraction_kit.stats import ActivationSample, Collection, Sizes
+from extraction_kit.stats.hashing import Draw
 from tests.unit.test_stats_contract import (
     D_SAE,
     N_CONTEXTS,
@@ -73,7 +74,7 @@ def active_of(stream, context):
 def by_hash(stream):
     """Return the contexts with a valid token, the smallest hash first."""
     usable = [c for c in range(N_CONTEXTS) if active_of(stream, c)]
-    return sorted(usable, key=lambda c: splitmix(SEED * len(GROUPS) + 6, c))
+    return sorted(usable, key=lambda c: splitmix(Draw.SAMPLE.seed(SEED), c))
 
 
 def fitting(stream, contexts, weight, budget):

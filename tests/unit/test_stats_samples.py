@@ -12,7 +12,7 @@ from extraction_kit.stats import (
     SilentExamples,
     Sizes,
 )
-from extraction_kit.stats.hashing import LARGEST, mixed
+from extraction_kit.stats.hashing import LARGEST, Draw, mixed
 from extraction_kit.stats.samples import N_OCTAVES, held_out, octave
 from tests.unit.test_stats_contract import (
     D_SAE,
@@ -112,7 +112,7 @@ def test_random_examples_are_those_with_the_smallest_hash(stream):
     found = fed(RandomExamples(D_SAE, k=5, window=WINDOW, seed=SEED), stream)
     for feature in range(D_SAE):
         ordered = sorted(
-            (splitmix(SEED * len(GROUPS) + 1, feature, context), context, pos, act)
+            (splitmix(Draw.RANDOM.seed(SEED), feature, context), context, pos, act)
             for context, pos, act in peaks_of(stream, feature)
         )
         expected = [("random", rank, *place[1:]) for rank, place in enumerate(ordered[:5])]
@@ -127,7 +127,7 @@ def test_bands_are_the_octaves_below_the_largest_activation(stream):
         expected = []
         for band in range(N_BANDS):
             ordered = sorted(
-                (splitmix(SEED * len(GROUPS) + 2, feature, context), context, pos, act)
+                (splitmix(Draw.BANDS.seed(SEED), feature, context), context, pos, act)
                 for context, pos, act in peaks
                 if int(np.clip(np.floor(np.log2(highest)), -11, 10)) - band
                 == int(np.clip(np.floor(np.log2(act)), -11, 10))
@@ -145,7 +145,7 @@ def test_silent_examples_are_drawn_where_a_feature_is_never_active(stream, pool)
     statistic.pool = pool
     found = fed(statistic, stream)
     _, tokens, valid = stream
-    seed = SEED * len(GROUPS)
+    seed = SEED * len(Draw)
     usable = [context for context in range(N_CONTEXTS) if valid[context].any()]
     members = sorted(usable, key=lambda context: splitmix(seed + 3, context))[:pool]
     for feature in range(D_SAE):
