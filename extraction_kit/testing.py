@@ -86,7 +86,9 @@ def tiny_training(  # noqa: PLR0913 - sizes of a fixture, all with defaults
     saes = {}
     for number, architecture in enumerate(ARCHITECTURES):
         saes[architecture] = folder / f"sae-{architecture}"
-        config = _sae_config(architecture, d_in=d_in, d_sae=d_sae, k=k, hook_name=hook_name)
+        config = saelens_config(
+            architecture, d_in=d_in, d_sae=d_sae, k=k, hook_name=hook_name
+        )
         save_sae(
             saes[architecture],
             config | dict(sae_options or {}),
@@ -161,9 +163,10 @@ def _save_model(
         model.save_pretrained(folder)
 
 
-def _sae_config(
+def saelens_config(
     architecture: str, *, d_in: int, d_sae: int, k: int, hook_name: str
 ) -> dict[str, Any]:
+    """Return a ``cfg.json`` as SAELens writes it; `k` is that of a topk SAE."""
     config: dict[str, Any] = {
         "architecture": architecture,
         "d_in": d_in,

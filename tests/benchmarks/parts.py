@@ -9,9 +9,10 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -20,11 +21,12 @@ from extraction_kit.corpora import Corpus, prepare
 from extraction_kit.demo.texts import write_texts
 from extraction_kit.paths import Paths
 from extraction_kit.sources.loading import quiet_transformers
-from extraction_kit.testing import save_sae
+from extraction_kit.testing import saelens_config, save_sae
 from extraction_kit.trainings import Training, describe_training
+from tests.benchmarks.peers.measuring import HOOK_BLOCK, HOOK_NAME
 
-D_IN, N_LAYERS, HOOK_LAYER, VOCAB = 512, 6, 2, 16_384
-HOOK_NAME = f"blocks.{HOOK_LAYER}.hook_resid_post"
+D_IN, N_LAYERS, VOCAB = 512, 6, 16_384
+END = "<|endoftext|>"
 CONTEXT_SIZE = 128
 L0_OF_JUMPRELU, K_OF_TOPK = 50, 32
 SKEW = 1.5
@@ -65,9 +67,7 @@ class Parts:
 
     def _activations(self) -> Tensor:
         """Return what an SAE reads, on some of the corpus: [token, d_in]."""
-        tokenizer = ByteLevelBPETokenizer.from_file(
-            str(self.folder / "vocab.json"), str(self.folder / "merges.txt")
-        )
+        tokenizer = Tokenizer.from_file(str(self.model / "tokenizer.json"))
         ids: list[int] = []
         for text in _read(self.texts):
             ids += tokenizer.encode(text).ids
@@ -77,7 +77,7 @@ class Parts:
         tokens = torch.tensor(ids[:_SEEN]).reshape(-1, CONTEXT_SIZE)
         with torch.inference_mode():
             states = model.transformer(tokens, output_hidden_states=True).hidden_states
-        return states[HOOK_LAYER + 1].reshape(-1, D_IN).clone()
+        return states[HOOK_BLOCK + 1].reshape(-1, D_IN).clone()
 
 
 def make_parts(folder: Path) -> Parts:
@@ -87,37 +87,64 @@ def make_parts(folder: Path) -> Parts:
         return parts
     folder.mkdir(parents=True, exist_ok=True)
     write_texts(parts.texts)
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(
-        _read(parts.texts),
+    write_tokenizer(parts.model, _read(parts.texts))
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(0)
+        write_model(parts.model)
+    return parts
+
+
+def write_tokenizer(folder: Path, texts: list[str]) -> None:
+    """Train a byte-level BPE tokenizer on `texts`; write it as transformers does."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
         vocab_size=VOCAB,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    parts.model.mkdir()
-    tokenizer.save_model(str(folder))
-    tokenizer.save(str(parts.model / "tokenizer.json"))
-    (parts.model / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": "<|endoftext|>"})
-    )
-    shape = GPT2Config(
+    tokenizer.train_from_iterator(texts, trainer)
+    assert tokenizer.get_vocab_size() == VOCAB
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    roles |= {f"{role}_token": END for role in ("bos", "eos", "pad", "unk")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles))
+
+
+def write_model(folder: Path) -> GPT2LMHeadModel:
+    """Write a model of GPT-2's shape with random weights; return it."""
+    config = GPT2Config(
         vocab_size=VOCAB,
-        n_positions=1024,
+        n_positions=2 * CONTEXT_SIZE,
         n_embd=D_IN,
         n_layer=N_LAYERS,
         n_head=8,
-        initializer_range=0.1,  # so that attention and MLP change the stream
+        initializer_range=0.05,  # larger than GPT-2's, so that context matters untrained
         bos_token_id=0,
         eos_token_id=0,
     )
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
-        torch.manual_seed(0)
-        GPT2LMHeadModel(shape).save_pretrained(parts.model)
-    return parts
+    model = GPT2LMHeadModel(config).eval()
+    # As GPT-2's own: where the logits of a feature stay below 0.3, SAEDashboard writes 100,000
+    # ticks on their axis and takes several times as long, which a real model spares it.
+    torch.nn.init.normal_(model.transformer.wte.weight, std=0.14)
+    model.save_pretrained(folder)
+    return model
 
 
 def _read(texts: Path) -> list[str]:
     return [json.loads(line)["text"] for line in texts.read_text().splitlines()]
+
+
+def sae_config(architecture: str, d_sae: int) -> dict[str, Any]:
+    """Return the ``cfg.json`` of an SAE of the model."""
+    config = saelens_config(
+        architecture, d_in=D_IN, d_sae=d_sae, k=K_OF_TOPK, hook_name=HOOK_NAME
+    )
+    config["metadata"] |= {"prepend_bos": False, "context_size": CONTEXT_SIZE}
+    return config
 
 
 def _sae(
@@ -135,17 +162,7 @@ def _sae(
         some = slice(start, start + _BLOCK)
         pre = (x - b_dec) @ w_dec[some].T
         bound[some] = pre.mean(0) + pre.std(0) * height[some]
-    config: dict[str, object] = {
-        "architecture": architecture,
-        "d_in": D_IN,
-        "d_sae": d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "metadata": {"hook_name": HOOK_NAME, "model_name": "bench", "prepend_bos": False},
-    }
+    config = sae_config(architecture, d_sae)
     weights = {
         "W_enc": w_dec.T.contiguous(),
         "W_dec": w_dec,
@@ -155,6 +172,5 @@ def _sae(
     if architecture == "jumprelu":
         weights["threshold"] = bound.clamp(min=1e-3)
     else:
-        config |= {"k": K_OF_TOPK, "rescale_acts_by_decoder_norm": False}
         weights["b_enc"] = -bound  # features whose bound is high win rarely
     return config, weights
