@@ -9,10 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from extraction_kit.config import ExtractionConfig, Settings
-from extraction_kit.corpora import prepare
 from extraction_kit.errors import BadSae
 from extraction_kit.extraction import extract
-from extraction_kit.paths import Paths
 from extraction_kit.results import result_digest
 from extraction_kit.testing import (
     random_sae_weights,
@@ -21,7 +19,6 @@ from extraction_kit.testing import (
     save_llama_scope,
     save_sae,
     save_sparsify,
-    tiny_training,
 )
 from extraction_kit.trainings import describe_training
 
@@ -33,25 +30,12 @@ HOOK = "blocks.1.hook_resid_post"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("saes")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return tiny_training(folder / "tiny", n_documents=14)
-
-
-@pytest.fixture(scope="module")
-def extracted(folder, tiny):
+def extracted(tiny, corpus_of):
     """Return a function from the place of an SAE to (training, corpus, result)."""
-    paths = Paths.of(folder / "workspace", SETTINGS)
 
     def run(sae, *, hook_name=HOOK, **options):
         training = describe_training("t", sae=sae, model=tiny.model, hook_name=hook_name)
-        corpus = prepare(
-            tiny.corpus, tokenizer=training.tokenizer, config=CONFIG, paths=paths
-        )
+        corpus = corpus_of(training, CONFIG)
         found = extract(training, corpus, config=CONFIG, settings=SETTINGS, **options)
         return training, corpus, found
 

@@ -9,16 +9,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from extraction_kit.config import ExtractionConfig, Settings
-from extraction_kit.corpora import prepare
 from extraction_kit.extraction import extract, from_weights
-from extraction_kit.paths import Paths
 from extraction_kit.results import TABLE_KEYS, result_digest
 from extraction_kit.sources.products import Products
 from extraction_kit.testing import (
     ARCHITECTURES,
     random_sae_weights,
     save_sparsify,
-    tiny_training,
 )
 from extraction_kit.trainings import describe_training
 
@@ -28,25 +25,11 @@ SMALL = 20 * 48  # blocks of a few features, in a matrix of 48 or 64 others
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("from-weights")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return tiny_training(folder / "tiny", n_documents=14)
-
-
-@pytest.fixture(scope="module")
-def extracted(folder, tiny):
-    paths = Paths.of(folder / "workspace", SETTINGS)
-
+def extracted(tiny, corpus_of):
     def run(sae="topk", *, hook_name=None, config=CONFIG, **options):
         place = tiny.saes.get(sae, sae)
         training = describe_training("t", sae=place, model=tiny.model, hook_name=hook_name)
-        corpus = prepare(
-            tiny.corpus, tokenizer=training.tokenizer, config=config, paths=paths
-        )
+        corpus = corpus_of(training, config)
         return extract(training, corpus, config=config, settings=SETTINGS, **options)
 
     return run

@@ -7,65 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from extraction_kit.corpora import ReadingOrder, prepare
+from extraction_kit.corpora import ReadingOrder
 from extraction_kit.extraction import StopAfterCheckpoint, extract
 from extraction_kit.extraction.engine import _Extraction
 from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.rig import Rig
-from extraction_kit.paths import Paths
 from extraction_kit.results import result_digest
 from extraction_kit.sources.devices import cpu_threads
 from extraction_kit.testing import tiny_training
 from extraction_kit.trainings import describe_training
-from tests.unit.test_extraction import (
+from tests.unit.extraction.oracle import (
     CONFIG,
     CONFIGS,
     SETTINGS,
-    Killed,
-    stopper,
 )
+from tests.unit.extraction.stops import Killed, stopper
 
 D_IN, D_SAE = 16, 48
 REPORT = replace(SETTINGS, preflight="report")  # for SAEs that explain nothing
 PACKINGS = ("packed", "documents")  # full contexts, and short ones among them
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("exactness")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return tiny_training(folder / "tiny", n_documents=14)
-
-
-@pytest.fixture(scope="module")
-def corpus_of(folder, tiny):
-    """Return a function that prepares a source, by default the tiny corpus."""
-
-    def make(training, config, source=tiny.corpus):
-        return prepare(
-            source,
-            tokenizer=training.tokenizer,
-            config=config,
-            paths=Paths.of(folder / "workspace", SETTINGS),
-        )
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def parts(tiny, corpus_of):
-    """Return a function that gives training and corpus for a config."""
-
-    def make(config, architecture="jumprelu", **options):
-        training = describe_training(
-            "tiny", sae=tiny.saes[architecture], model=tiny.model, **options
-        )
-        return training, corpus_of(training, config)
-
-    return make
 
 
 # --- the same digest, however the work is cut -----------------------------------------
@@ -74,7 +34,7 @@ def parts(tiny, corpus_of):
 @pytest.mark.parametrize("name", PACKINGS)
 def test_killed_and_resumed_five_times_gives_the_same_digest(parts, name, tmp_path):
     config = CONFIGS[name]
-    training, corpus = parts(config)
+    training, corpus = parts("jumprelu", config)
     often = replace(SETTINGS, checkpoint_every_s=1e-9)
     stops = [(3, Killed), (1, StopAfterCheckpoint), (2, Killed), (2, Killed), (4, Killed)]
     for attempt, stop in enumerate([*stops, None]):
@@ -157,7 +117,7 @@ def sharded(parts):
     """Return a function that gives the `Sharded` of a config under one thread."""
     with cpu_threads(1), torch.inference_mode():
         yield lambda config, architecture="jumprelu", settings=SETTINGS: Sharded(
-            *parts(config, architecture), config=config, settings=settings
+            *parts(architecture, config), config=config, settings=settings
         )
 
 
@@ -202,7 +162,7 @@ def test_shards_of_any_contexts_merge_to_the_digest_of_the_whole(
     sharded, parts, architecture, n_shards, name
 ):
     config = CONFIGS[name]
-    training, corpus = parts(config, architecture)
+    training, corpus = parts(architecture, config)
     whole = extract(training, corpus, config=config, settings=SETTINGS)
     here = sharded(config, architecture=architecture)
     chance = np.random.default_rng(n_shards)

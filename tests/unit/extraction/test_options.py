@@ -1,19 +1,16 @@
 """No option is ignored: each one changes the identity and the result, or what is done."""
 
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from extraction_kit.config import ExtractionConfig, Settings
-from extraction_kit.corpora import prepare
 from extraction_kit.errors import BadSae, BadSettings
 from extraction_kit.extraction import extract, rig
-from extraction_kit.paths import Paths
 from extraction_kit.results import GROUPS, result_digest
-from extraction_kit.testing import save_sae, tiny_training
+from extraction_kit.testing import save_sae
 from extraction_kit.trainings import describe_training
 from extraction_kit.workbench import Workbench
 
@@ -79,37 +76,12 @@ def test_every_option_of_the_config_is_in_the_table():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("options")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return tiny_training(folder / "tiny", n_documents=14)
-
-
-@pytest.fixture(scope="module")
-def parts(folder, tiny):
-    """Return a function that gives training and corpus for a config."""
-
-    def make(config=CONFIG):
-        training = describe_training("tiny", sae=tiny.sae, model=tiny.model)
-        paths = Paths.of(folder / "workspace", SETTINGS)
-        corpus = prepare(
-            tiny.corpus, tokenizer=training.tokenizer, config=config, paths=paths
-        )
-        return training, corpus
-
-    return make
-
-
-@pytest.fixture(scope="module")
 def extracted(parts):
     """Return a function that gives the content key and the result of a config."""
     bench = Workbench.__new__(Workbench)  # a key needs no workspace
 
     def run(config):
-        training, corpus = parts(config)
+        training, corpus = parts(config=config)
         key = bench.content_key(training, corpus, config)
         return key, extract(training, corpus, config=config, settings=SETTINGS)
 
@@ -149,7 +121,7 @@ def under(parts):
             for name in ("checkpoints", "on_progress")
             if name in changes
         }
-        training, corpus = parts()
+        training, corpus = parts(config=CONFIG)
         settings = replace(SETTINGS, **changes)
         return extract(training, corpus, config=CONFIG, settings=settings, **options)
 
@@ -202,7 +174,7 @@ def test_checkpoint_every_s_decides_how_often_one_is_written(under, tmp_path):
 
 
 def test_preflight_decides_what_becomes_of_a_doubtful_sae(tiny, parts, tmp_path):
-    _, corpus = parts()
+    _, corpus = parts(config=CONFIG)
     config = {"architecture": "standard", "d_in": 16, "d_sae": 48}
     config |= {"metadata": {"hook_name": tiny.hook_name}}
     weights = {
@@ -217,39 +189,3 @@ def test_preflight_decides_what_becomes_of_a_doubtful_sae(tiny, parts, tmp_path)
         extract(training, corpus, config=CONFIG, settings=SETTINGS)
     report = replace(SETTINGS, preflight="report")
     assert extract(training, corpus, config=CONFIG, settings=report).summary["n_dead"] == 48
-
-
-# --- every setting has a test ---------------------------------------------------------
-
-HERE = "unit/test_options.py"
-MATRIX = "acceptance/matrix/test_stuck.py"
-SHOWN_BY = {
-    "device": HERE,
-    "device_map": HERE,
-    "threads": HERE,
-    "preflight": HERE,
-    "tile_tokens": HERE,
-    "checkpoint_every_s": HERE,
-    "redis_url": "acceptance/test_bad_input.py",
-    "ledger_url": "unit/test_repair.py",
-    "shared": "acceptance/matrix/faults.py",
-    "beat_s": "unit/test_reconcile_table.py",
-    "lease_s": "unit/test_reconcile_table.py",
-    "self_check_share": "unit/protocol_model.py",
-    "reconcile_s": "acceptance/matrix/stagehand.py",
-    "queued_grace_s": "unit/test_reconcile_table.py",
-    "intermediate_grace_s": "unit/test_reconcile_table.py",
-    "stuck_after_s": MATRIX,
-    "kill_after_s": MATRIX,
-    "alert_webhook": MATRIX,
-    "auto_fail": MATRIX,
-    "min_free_bytes": "acceptance/test_bad_input.py",
-}
-"""Setting: the file whose tests depend on it."""
-
-
-def test_every_setting_has_a_place_where_its_effect_is_shown():
-    assert set(SHOWN_BY) == {field.name for field in fields(Settings)}
-    tests = Path(__file__).parents[1]
-    for setting, place in SHOWN_BY.items():
-        assert setting in (tests / place).read_text(), setting

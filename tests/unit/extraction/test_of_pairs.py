@@ -12,37 +12,13 @@ from extraction_kit.extraction import StopAfterCheckpoint, extract
 from extraction_kit.paths import Paths
 from extraction_kit.results import GROUPS, result_digest
 from extraction_kit.stats import ActivationSample
-from extraction_kit.testing import tiny_training
-from extraction_kit.trainings import describe_training
-from tests.unit.test_extraction import (
+from tests.unit.extraction.oracle import (
     CONFIG,
     CONFIGS,
     SETTINGS,
-    Killed,
     naive_activations,
-    stopper,
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("pairs")
-
-
-@pytest.fixture(scope="module")
-def parts(folder):
-    """Return a function that gives training and corpus for a config."""
-    tiny = tiny_training(folder / "tiny", n_documents=8)
-
-    def make(architecture="topk", config=CONFIG):
-        training = describe_training("tiny", sae=tiny.saes[architecture], model=tiny.model)
-        paths = Paths.of(folder / "workspace", SETTINGS)
-        tokenizer = training.tokenizer
-        return training, prepare(
-            tiny.corpus, tokenizer=tokenizer, config=config, paths=paths
-        )
-
-    return make
+from tests.unit.extraction.stops import Killed, stopper
 
 
 def columns(table, *names):

@@ -10,15 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from extraction_kit.corpora import prepare
 from extraction_kit.errors import BadModel, BadSae
 from extraction_kit.extraction import extract
 from extraction_kit.extraction.given import Given
-from extraction_kit.paths import Paths
 from extraction_kit.results import DENSE, GROUPS, result_digest
 from extraction_kit.testing import save_sae, save_sparsify, tiny_training
 from extraction_kit.trainings import describe_training
-from tests.unit.test_extraction import (
+from tests.unit.extraction.oracle import (
     CONFIG,
     SETTINGS,
     assert_examples,
@@ -32,31 +30,6 @@ EMBEDDING = "blocks.0.hook_resid_pre"
 PEAK = 50  # a token that occurs once in what is very long
 N_SPECIAL = 4
 DOCUMENTS = CONFIG.replace(packing="document")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("edges")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return tiny_training(folder / "tiny", n_documents=14)
-
-
-@pytest.fixture(scope="module")
-def corpus_of(folder, tiny):
-    """Return a function that prepares a source, by default the tiny corpus."""
-
-    def make(training, config, source=tiny.corpus):
-        return prepare(
-            source,
-            tokenizer=training.tokenizer,
-            config=config,
-            paths=Paths.of(folder / "workspace", SETTINGS),
-        )
-
-    return make
 
 
 @pytest.fixture

@@ -11,17 +11,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from extraction_kit.config import ExtractionConfig, Settings
-from extraction_kit.corpora import prepare
 from extraction_kit.extraction import StopAfterCheckpoint, ce_loss, extract
 from extraction_kit.extraction.ce_loss import COLUMNS, drawn
-from extraction_kit.paths import Paths
 from extraction_kit.results import result_digest
 from extraction_kit.sources.models import HookedModel
 from extraction_kit.testing import (
     random_sae_weights,
     save_sae,
     save_sparsify,
-    tiny_training,
 )
 from extraction_kit.trainings import describe_training
 from extraction_kit.workbench import Workbench
@@ -35,25 +32,12 @@ LAYER_NORM = {"normalize_activations": "layer_norm"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("ce-loss")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return tiny_training(folder / "tiny", n_documents=12)
-
-
-@pytest.fixture(scope="module")
-def run(folder, tiny):
+def run(tiny, corpus_of):
     """Return a function that extracts, with the training and corpus used."""
 
     def extracted(sae, *, config=CONFIG, settings=SETTINGS, hook_name=None, **options):
         training = describe_training("t", sae=sae, model=tiny.model, hook_name=hook_name)
-        paths = Paths(folder / "w", folder / "w")
-        corpus = prepare(
-            tiny.corpus, tokenizer=training.tokenizer, config=config, paths=paths
-        )
+        corpus = corpus_of(training, config)
         result = extract(training, corpus, config=config, settings=settings, **options)
         return result, training, corpus
 
