@@ -26,7 +26,7 @@ from extraction_kit.sources.saes import Autoencoder, SparseAutoencoder
 from extraction_kit.stats import Contexts
 from extraction_kit.trainings import Hookpoint, Training
 from extraction_kit.trainings.families import FAMILIES
-from extraction_kit.trainings.hookpoints import resolve_hookpoint
+from extraction_kit.trainings.hookpoints import layer_hooks
 from extraction_kit.trainings.model_folder import read_model_config
 
 DOUBTFUL_FVU = 0.3
@@ -339,14 +339,8 @@ def _places(
 
 def _hookpoints(training: Training, layers: range) -> Iterator[Hookpoint]:
     config = read_model_config(Path(training.model.path))
-    parallel = config["model_type"] == "gpt_neox" and config.get(
-        "use_parallel_residual", True
-    )
     for layer in layers:
-        for hook in FAMILIES[training.model.model_type].hooks:
-            if parallel and hook == "hook_resid_mid":
-                continue
-            place = resolve_hookpoint(f"blocks.{layer}.{hook}", config)
+        for place in layer_hooks(layer, config).values():
             if place.width == training.sae.d_in:
                 yield replace(place, centred=training.hookpoint.centred)
 

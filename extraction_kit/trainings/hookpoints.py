@@ -140,13 +140,21 @@ def is_residual_stream(hookpoint: Hookpoint, config: Mapping[str, Any]) -> bool:
     return (module, hookpoint.side) in {family.hooks[name] for name in RESIDUAL_HOOKS}
 
 
+def layer_hooks(layer: int, config: Mapping[str, Any]) -> dict[str, Hookpoint]:
+    """Return the places of a layer that have a TransformerLens name, by that name."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    return {
+        name: resolve_hookpoint(f"blocks.{layer}.{name}", config)
+        for name in (() if family is None else family.hooks)
+        if not (name == "hook_resid_mid" and _is_parallel(config))
+    }
+
+
 def hook_suffix(hookpoint: Hookpoint, config: Mapping[str, Any]) -> str | None:
     """Return the TransformerLens name of a place within its layer, if it has one."""
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None or hookpoint.layer is None:
+    if hookpoint.layer is None:
         return None
-    for name in family.hooks:
-        place = resolve_hookpoint(f"blocks.{hookpoint.layer}.{name}", config)
+    for name, place in layer_hooks(hookpoint.layer, config).items():
         if (place.module_path, place.side) == (hookpoint.module_path, hookpoint.side):
             return name
     return None

@@ -4,6 +4,7 @@ import pytest
 
 from extraction_kit.errors import BadModel
 from extraction_kit.trainings import resolve_hookpoint
+from extraction_kit.trainings.hookpoints import hook_suffix, layer_hooks
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 4,
@@ -76,6 +77,20 @@ def test_modules_beside_the_layers_have_no_layer():
 def test_a_name_that_leads_nowhere_is_refused(config, hook_name, said):
     with pytest.raises(BadModel, match=said):
         resolve_hookpoint(hook_name, config)
+
+
+def test_the_places_of_a_layer_are_those_that_it_has():
+    parallel, sequential = NEOX, NEOX | {"use_parallel_residual": False}
+    assert layer_hooks(1, sequential).keys() - layer_hooks(1, parallel).keys() == {
+        "hook_resid_mid"
+    }
+    for name, place in layer_hooks(1, parallel).items():
+        assert place == resolve_hookpoint(f"blocks.1.{name}", parallel)
+        assert hook_suffix(place, parallel) is not None
+    assert hook_suffix(resolve_hookpoint("blocks.1.mlp.hook_post", NEOX), NEOX) == (
+        "mlp.hook_post"
+    )
+    assert layer_hooks(1, {"model_type": "mamba"}) == {}
 
 
 def test_a_sequential_neox_model_has_a_stream_between_attention_and_mlp():
