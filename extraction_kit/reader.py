@@ -158,7 +158,7 @@ class ResultReader(ABC):
         return self._kept(reading.similar(self._results(), feature, k=k, kind=kind))
 
     def top_tokens(
-        self, feature: SupportsIndex, *, k: int | None = None
+        self, feature: SupportsIndex | None = None, *, k: int | None = None
     ) -> "duckdb.DuckDBPyRelation":
         """Return the tokens on which a feature is active most often, with their texts.
 
@@ -168,10 +168,10 @@ class ResultReader(ABC):
 
         Parameters
         ----------
-        feature : int
-            Index of the feature.
+        feature : int, optional
+            All features if None.
         k : int, optional
-            At most so many.
+            At most so many per feature.
 
         Raises
         ------

@@ -223,10 +223,6 @@ class Workbench:
         # The corpus digest covers the tokens; how they were asked for must not matter twice.
         for name in ("n_tokens", "packing", "prepend_bos"):
             del decides[name]
-        if not decides["n_ce_contexts"]:
-            del decides[
-                "n_ce_contexts"
-            ]  # a run without it is the one of before there was it
         return digest_of(
             {
                 "format": STATISTICS_FORMAT,

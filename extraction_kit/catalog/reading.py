@@ -244,20 +244,20 @@ def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
 
 
 def top_tokens(
-    folder: Path, feature: SupportsIndex, *, vocab: Path, k: int | None = None
+    folder: Path,
+    feature: SupportsIndex | None = None,
+    *,
+    vocab: Path,
+    k: int | None = None,
 ) -> duckdb.DuckDBPyRelation:
-    """Return the tokens on which a feature is active most often, with their texts.
+    """Return the tokens on which a feature is active most often, or those of all features.
 
-    Parameters
-    ----------
-    folder : Path
-        ``Paths.results_of(run_id)``.
-    feature : int
-        Index of the feature.
-    vocab : Path
-        Token texts of the run's tokenizer.
-    k : int, optional
-        At most so many.
+    Parameters as for `logits`.
+
+    Returns
+    -------
+    DuckDBPyRelation
+        Columns feature, rank, token, text, n_active, sum_act, mean_act, max_act.
 
     Raises
     ------
@@ -268,20 +268,14 @@ def top_tokens(
     ResultsDamaged
         A file is missing or cannot be read.
     """
-    number = _check_feature(folder, feature)
-    if not _manifest(folder)["config"].get("n_top_tokens"):
-        msg = (
-            "this run did not count the tokens of its features: launch with "
-            "ExtractionConfig(n_top_tokens=10)"
-        )
-        raise BadQuery(msg)
-    first = "" if k is None else f" AND rank < {operator.index(k)}"
+    wanted = _wanted(folder, feature, k=k)
+    _refuse_absent(folder, TOKENS, ())
     return _query(
         folder,
-        "SELECT feature, rank, token, text, * EXCLUDE (feature, rank, token, token_id, text) "  # noqa: S608 - integers and our own names
-        f"FROM {scan([folder / TOKENS.file])} LEFT JOIN "
-        f"(SELECT token_id, text FROM {scan([vocab])}) ON token_id = token "
-        f"WHERE feature = {number}{first} ORDER BY rank",
+        "SELECT feature, rank, token, text, n_active, sum_act, mean_act, max_act "  # noqa: S608 - checked values
+        f"FROM {scan([folder / TOKENS.file])} "
+        f"LEFT JOIN {scan([vocab])} AS {VOCAB.name} ON token = token_id "
+        f"WHERE {' AND '.join(wanted)} ORDER BY feature, rank",
     )
 
 

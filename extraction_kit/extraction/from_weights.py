@@ -27,7 +27,9 @@ Columns = dict[str, np.ndarray]
 def tables_from_weights(
     rig: Rig, station: Station, *, tell: Callable[[], None]
 ) -> tuple[dict[str, Columns], dict[str, Any]]:
-    """Return the tables ``logits`` and ``neighbours``, and the provenance of both.
+    """Return the tables ``logits`` and ``neighbours``, and what is said of both.
+
+    The provenance is by ``logits``, and ``decoder`` for the neighbours.
 
     What there is none of is not in the tables, and ``absent_because`` in its provenance says
     why. `tell` is called between two blocks of features; what it raises ends the work.
@@ -49,13 +51,18 @@ def tables_from_weights(
         tables["neighbours"] = neighbours(
             station.sae.decoder, n, device=rig.device, tell=tell
         )
-    provenance["neighbours"] = {"decoder": {"absent_because": reason}}
+    provenance["decoder"] = {"absent_because": reason}
     return tables, provenance
+
+
+def left_out(option: str) -> str:
+    """Return why there is nothing of what an option of the config asks for."""
+    return f"{option}=0, launch with ExtractionConfig({option}=10) to have them"
 
 
 def _lens(rig: Rig, station: Station) -> tuple[LogitLens | None, str | None]:
     if not station.config.n_logits:
-        return None, "n_logits=0"
+        return None, left_out("n_logits")
     if station.sae.decoder is None:
         return None, _NO_ROWS
     if not station.compares:
@@ -68,7 +75,7 @@ def _lens(rig: Rig, station: Station) -> tuple[LogitLens | None, str | None]:
 
 def _no_neighbours(station: Station) -> str | None:
     if not station.config.n_neighbours:
-        return "n_neighbours=0"
+        return left_out("n_neighbours")
     return _NO_ROWS if station.sae.decoder is None else None
 
 

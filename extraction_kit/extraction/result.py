@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import transformers
 
-from extraction_kit.config import STATISTICS_FORMAT
+from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig
 from extraction_kit.extraction.ce_loss import CeLoss, measure_ce_loss
-from extraction_kit.extraction.from_weights import tables_from_weights
+from extraction_kit.extraction.from_weights import left_out, tables_from_weights
 from extraction_kit.extraction.rig import Rig
 from extraction_kit.extraction.station import Station
 from extraction_kit.results import ExtractionResult, joined_tables
@@ -67,12 +67,21 @@ def results_of(
                 provenance={
                     "content_key": content_keys[station.training.training_id],
                     **_provenance(rig, station, done=done, losses=loss),
-                    **read_off,
+                    "logits": read_off["logits"],
+                    "neighbours": {
+                        "decoder": read_off["decoder"],
+                        "coactivation": _asked_for(rig.config, "n_coactive"),
+                    },
+                    "tokens": _asked_for(rig.config, "n_top_tokens"),
                 },
                 tables=joined_tables(found["tables"], tables),
             )
         )
     return results
+
+
+def _asked_for(config: ExtractionConfig, option: str) -> dict[str, Any]:
+    return {"absent_because": None if getattr(config, option) else left_out(option)}
 
 
 def _summary(

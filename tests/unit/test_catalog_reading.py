@@ -100,11 +100,9 @@ def test_top_tokens_come_in_order_with_their_texts(made, tmp_path, files):
         "mean_act": np.float64([2, 1, 0.5, 3]),
         "max_act": np.float32([5, 1, 1, 3]),
     }
-    manifest = made.manifest
-    manifest["config"]["n_top_tokens"] = 3
     folder = tmp_path / "results" / "run_id=t"
     result = replace(made.result, tables={"tokens": rows})
-    stage(tmp_path / "staging", result, manifest)
+    stage(tmp_path / "staging", result, made.manifest)
     publish(tmp_path / "staging", folder)
     found = top_tokens(folder, 2, vocab=files["vocab"])
     assert found.columns == [
@@ -117,14 +115,10 @@ def test_top_tokens_come_in_order_with_their_texts(made, tmp_path, files):
     ]
     first = top_tokens(folder, 2, vocab=files["vocab"], k=1)
     assert first.project("text").fetchall() == [("tok7",)]
+    assert top_tokens(folder, vocab=files["vocab"]).fetchall()[3][:4] == (5, 0, 7, "tok7")
     assert top_tokens(folder, DEAD, vocab=files["vocab"]).fetchall() == []
     with pytest.raises(UnknownFeature, match="from 0 to 15"):
         top_tokens(folder, 16, vocab=files["vocab"])
-
-
-def test_a_run_that_did_not_count_tokens_says_what_to_type(run, files):
-    with pytest.raises(BadQuery, match=r"ExtractionConfig\(n_top_tokens=10\)"):
-        top_tokens(run, 2, vocab=files["vocab"])
 
 
 def test_an_unknown_group_is_refused(run):
@@ -217,7 +211,11 @@ def test_what_is_not_there_is_refused_by_name(with_tables, files):
 def test_why_a_run_has_none_is_said(made, with_tables, files, tmp_path):
     said = {
         "logits": {"absent_because": "it is an encoder"},
-        "neighbours": {"decoder": {"absent_because": "n_neighbours=0"}},
+        "neighbours": {
+            "decoder": {"absent_because": "n_neighbours=0"},
+            "coactivation": {"absent_because": "n_coactive=0"},
+        },
+        "tokens": {"absent_because": "n_top_tokens=0"},
     }
     without = replace(made.result, provenance=said)
     stage(tmp_path / "without", without, made.manifest)
@@ -225,7 +223,10 @@ def test_why_a_run_has_none_is_said(made, with_tables, files, tmp_path):
         logits(tmp_path / "without", 2, vocab=files["vocab"])
     with pytest.raises(BadQuery, match="has no decoder neighbours: n_neighbours=0"):
         similar(tmp_path / "without", 2)
-    assert similar(tmp_path / "without", 2, kind="coactivation").fetchall() == []
+    with pytest.raises(BadQuery, match="has no coactivation neighbours: n_coactive=0"):
+        similar(tmp_path / "without", 2, kind="coactivation")
+    with pytest.raises(BadQuery, match="has no tokens: n_top_tokens=0"):
+        top_tokens(tmp_path / "without", 2, vocab=files["vocab"])
     manifest = json.loads((with_tables / "manifest.json").read_text())
     (with_tables / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
     with pytest.raises(BadQuery, match="knew no neighbours: launch it again"):

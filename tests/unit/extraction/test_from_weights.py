@@ -80,7 +80,10 @@ def test_every_number_equals_a_naive_one(tiny, extracted, architecture):
         "left_out": ["scale of the final norm", "biases"],
         "n_tokens_ranked": 64,
     }
-    assert said["neighbours"] == {"decoder": {"absent_because": None}}
+    assert said["neighbours"]["decoder"] == {"absent_because": None}
+    asked = "launch with ExtractionConfig"
+    assert asked in said["neighbours"]["coactivation"]["absent_because"]
+    assert asked in said["tokens"]["absent_because"]
 
 
 def test_rows_are_sorted_by_their_keys(extracted):
@@ -117,10 +120,8 @@ def test_zero_leaves_a_table_out_and_says_so(extracted, option, table):
     found, full = extracted(config=CONFIG.replace(**{option: 0})), extracted()
     assert full.tables.keys() - found.tables.keys() == {table}
     said = found.provenance[table]
-    assert (said if table == "logits" else said["decoder"])[
-        "absent_because"
-    ] == f"{option}=0"
-    assert result_digest(found) != result_digest(full)
+    reason = (said if table == "logits" else said["decoder"])["absent_because"]
+    assert reason.startswith(f"{option}=0, launch with ExtractionConfig({option}=10)")
 
 
 def test_of_what_goes_elsewhere_there_are_neighbours_and_no_logits(folder, extracted):
