@@ -122,6 +122,7 @@ def test_zero_leaves_a_table_out_and_says_so(extracted, option, table):
     said = found.provenance[table]
     reason = (said if table == "logits" else said["decoder"])["absent_because"]
     assert reason.startswith(f"{option}=0, launch with ExtractionConfig({option}=10)")
+    assert result_digest(found) != result_digest(full)
 
 
 def test_of_what_goes_elsewhere_there_are_neighbours_and_no_logits(folder, extracted):
