@@ -20,16 +20,18 @@ from extraction_kit.atomic import (
     write_file,
     write_json,
 )
+from extraction_kit.catalog.arrays import (
+    examples_table,
+    features_table,
+    flat_table,
+    histograms_table,
+)
 from extraction_kit.catalog.tables import (
     EXAMPLES,
     FEATURES,
     FLAT_TABLES,
     HISTOGRAMS,
     RESULT_TABLES,
-    examples_table,
-    features_table,
-    flat_table,
-    histograms_table,
 )
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.errors import ResultsDamaged, WorkspaceUnusable

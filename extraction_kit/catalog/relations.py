@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from extraction_kit.catalog.arrays import rows_table
 from extraction_kit.catalog.tables import (
     CATALOG,
     CONTEXTS,
@@ -17,7 +18,6 @@ from extraction_kit.catalog.tables import (
     VOCAB,
     Column,
     Table,
-    rows_table,
 )
 
 

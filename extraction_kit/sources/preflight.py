@@ -47,9 +47,14 @@ class Batch:
     present: Bool[Tensor, "context pos"]
     valid: Bool[Tensor, "context pos"]
 
-    def first(self, n: int) -> "Batch":
-        """Return the first `n` contexts."""
-        return Batch(tokens=self.tokens[:n], present=self.present[:n], valid=self.valid[:n])
+    def first(self, n_tokens: int) -> "Batch":
+        """Return the first contexts, about so many tokens; of a longer one its beginning."""
+        n = max(1, n_tokens // self.tokens.shape[1])
+        return Batch(
+            tokens=self.tokens[:n, :n_tokens],
+            present=self.present[:n, :n_tokens],
+            valid=self.valid[:n, :n_tokens],
+        )
 
     def with_bos(self, bos_id: int) -> "Batch":
         """Return the contexts with BOS before them, their last token gone."""
@@ -134,8 +139,7 @@ def preflight(parts: Parts, batch: Batch, *, refuse: bool) -> Preflight:
     fvu = measured if parts.compared and math.isfinite(measured) else None
     found = Preflight(n_tokens=int(batch.valid.sum()), l0=l0, fvu=fvu)
     if fvu is not None:
-        few = batch.first(max(1, _TOKENS // batch.tokens.shape[1]))
-        found = _diagnosed(parts, few, found, costly=fvu > DOUBTFUL_FVU)
+        found = _diagnosed(parts, batch.first(_TOKENS), found, costly=fvu > DOUBTFUL_FVU)
     silent = l0 == 0
     useless = fvu is not None and fvu >= NO_BETTER_THAN_MEAN
     if refuse and (silent or useless or found.likely_cause is not None):

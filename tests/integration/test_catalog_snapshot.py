@@ -11,7 +11,9 @@ import pytest
 from extraction_kit.catalog.publish import publish, stage
 from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.catalog.snapshot import write_snapshot
-from extraction_kit.catalog.tables import CATALOG
+from extraction_kit.catalog.tables import (
+    CATALOG,
+)
 from extraction_kit.errors import WorkspaceUnusable
 from tests.unit.synthetic import synthetic
 

@@ -9,7 +9,9 @@ import pytest
 from extraction_kit.catalog.publish import publish, stage
 from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.catalog.session import Session
-from extraction_kit.catalog.tables import CATALOG
+from extraction_kit.catalog.tables import (
+    CATALOG,
+)
 from extraction_kit.errors import BadQuery
 from tests.unit.synthetic import DEAD, synthetic
 

@@ -6,6 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from extraction_kit.catalog.arrays import (
+    examples_table,
+    features_table,
+    flat_table,
+    histograms_table,
+    quantile,
+    rows_table,
+)
 from extraction_kit.catalog.tables import (
     CATALOG,
     EVENTS,
@@ -15,12 +23,6 @@ from extraction_kit.catalog.tables import (
     LOGITS,
     NEIGHBOURS,
     RUNS,
-    examples_table,
-    features_table,
-    flat_table,
-    histograms_table,
-    quantile,
-    rows_table,
 )
 from extraction_kit.lifecycle import RunState
 from extraction_kit.results import (

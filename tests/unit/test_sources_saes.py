@@ -147,7 +147,9 @@ def test_tiles_of_rows_and_features_change_nothing(tmp_path, architecture, monke
     monkeypatch.setattr(saes, "CELLS", 40 * 128)  # the statistics get one tile at a time
     tiled, _ = encoded(loaded(tmp_path / "tiled", config, weights), x)
     np.testing.assert_array_equal(acts > 0, tiled > 0)
-    np.testing.assert_allclose(acts, tiled, rtol=1e-5)
+    # Another width of a product can be summed in another order, by what the processor has:
+    # the error is one of the terms, which are about 1, however small their sum.
+    np.testing.assert_allclose(acts, tiled, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
