@@ -117,7 +117,7 @@ def test_a_dataset_of_several_splits_asks_for_one():
         (7, "int object: a path"),
         (None, "NoneType object"),
         ({"train": ["a"]}, r"keys train.*corpus\['train'\]"),
-        ({"a", "b"}, "sorted"),
+        ({"a text"}, "sorted"),
         (pd.DataFrame({"text": ["a"]}), r"one column.*list\(table"),
         (pa.table({"text": ["a"]}), "one column"),
         ([1, 2, 3], r"number 1.*\[ids\]"),

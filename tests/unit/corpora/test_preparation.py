@@ -173,7 +173,11 @@ def test_too_few_tokens_names_both_numbers_and_leaves_nothing(make, paths, words
     assert list(paths.corpora.iterdir()) == []
 
 
-@pytest.mark.parametrize("source", [[], [""], ["", ""], iter([]), [[]]], ids=repr)
+@pytest.mark.parametrize(
+    "source",
+    [[], [""], ["", ""], iter([]), [[]]],
+    ids=["none", "empty", "two empty", "iterator", "no ids"],
+)
 def test_an_empty_corpus_is_refused_and_leaves_nothing(make, paths, source):
     with pytest.raises(BadCorpus, match="is empty"):
         make(source)
