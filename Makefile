@@ -16,6 +16,9 @@ EXTRAS := notebook,demo,postgres,test,check
 TORCH := 2.13.0
 PIP_OPTIONS := --quiet --no-input --disable-pip-version-check
 PYTEST := $(PY) -m pytest
+# Many tests at once; one thread each, or those of one test would take the others' cores.
+# `make test ARGS="-n 0"` runs them one after the other.
+AT_ONCE := env OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 ARGS ?=
 
 # The model of the demo is read with the `gguf` package: llama-cpp-python, which this wheel
@@ -35,13 +38,13 @@ demo-killed: $(STAMP) ## Run a smaller demo, kill its job in the middle, resume 
 	$(PYTEST) -m demo tests/acceptance/test_demo.py $(ARGS)
 
 test: $(STAMP) ## Run all tests that need no browser
-	$(PYTEST) -m "not browser and not slow and not benchmark and not demo" tests $(ARGS)
+	$(AT_ONCE) -m "not browser and not slow and not benchmark and not demo" tests $(ARGS)
 
 PROTOCOL_TESTS := tests/unit/test_protocol_stateful.py tests/acceptance/test_races.py \
 	tests/integration/test_rq_still_does_this.py
 
 protocol: $(STAMP) ## Run the long tests of the protocol: random histories, races, plain RQ
-	$(PYTEST) -m slow $(PROTOCOL_TESTS) $(ARGS)
+	$(AT_ONCE) -m slow $(PROTOCOL_TESTS) $(ARGS)
 
 mutants: $(STAMP) ## Break each guard of the protocol in turn; show which tests notice
 	$(PY) -m tests.mutants $(ARGS)

@@ -14,6 +14,8 @@ for _name in [name for name in os.environ if name.startswith("EXTRACTION_KIT_")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+pytest_plugins = ["tests.acceptance.matrix.table"]
+
 SKIPS_ALLOWED_IN_CI: tuple[str, ...] = ()
 """How the reason of a skip may begin when ``CI`` is set: regular expressions, each with a why."""
 

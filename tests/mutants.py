@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +132,12 @@ MUTANTS = (
 def main(wanted: list[str]) -> int:
     """Try the mutants whose guard contains one of `wanted`; print a line for each."""
     chosen = [one for one in MUTANTS if not wanted or any(w in one.guard for w in wanted)]
-    survived = [mutant.guard for mutant in chosen if not _caught(mutant)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of their time is waiting
+        survived = [
+            mutant.guard
+            for mutant, caught in zip(chosen, pool.map(_caught, chosen), strict=True)
+            if not caught
+        ]
     print(f"\n{len(chosen) - len(survived)} of {len(chosen)} guards: removal noticed")
     if survived:
         print("NOT noticed: " + "; ".join(survived))
@@ -158,10 +164,11 @@ def _caught(mutant: Mutant) -> bool:
     failed = [name for name, result in outcome.items() if result in {"FAILED", "ERROR"}]
     control = outcome.get(CONTROL)
     caught = control == "PASSED" and bool(failed)
-    print(f"{'noticed' if caught else 'SURVIVED':<9} {mutant.guard}  (no fault: {control})")
-    for name in failed[:4]:
-        print(f"            fails: {name}")
-    sys.stdout.flush()
+    lines = [
+        f"{'noticed' if caught else 'SURVIVED':<9} {mutant.guard}  (no fault: {control})",
+        *(f"            fails: {name}" for name in failed[:4]),
+    ]
+    print("\n".join(lines), flush=True)
     return caught
 
 

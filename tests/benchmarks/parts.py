@@ -5,6 +5,7 @@ have random directions and thresholds that give each feature a density drawn fro
 distribution, so that few features fire often and many rarely, as in a trained SAE.
 """
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ class Parts:
         """Return the texts as contexts of tokens."""
         paths = Paths.of(self.folder / "workspace", Settings())
         return prepare(self.texts, tokenizer=training.tokenizer, config=config, paths=paths)
+
+    def long_corpus(self, training: Training, config: ExtractionConfig) -> Corpus:
+        """Return the texts again and again, until there are tokens enough."""
+        paths = Paths.of(self.folder / "workspace", Settings())
+        again = itertools.chain.from_iterable(itertools.repeat(_read(self.texts), 10))
+        return prepare(again, tokenizer=training.tokenizer, config=config, paths=paths)
 
     def training(self, architecture: str, d_sae: int) -> Training:
         """Return an SAE of some size with the model; made on the first call."""
