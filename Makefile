@@ -38,7 +38,7 @@ demo-killed: $(STAMP) ## Run a smaller demo, kill its job in the middle, resume 
 	$(PYTEST) -m demo tests/acceptance/test_demo.py $(ARGS)
 
 test: $(STAMP) ## Run all tests that need no browser
-	$(AT_ONCE) -m "not browser and not slow and not benchmark and not demo" tests $(ARGS)
+	$(AT_ONCE) -m "not browser and not slow and not benchmark and not demo and not golden" tests $(ARGS)
 
 PROTOCOL_TESTS := tests/unit/test_protocol_stateful.py tests/acceptance/test_races.py \
 	tests/integration/test_rq_still_does_this.py
@@ -51,6 +51,23 @@ mutants: $(STAMP) ## Break each guard of the protocol in turn; show which tests 
 
 test-browser: $(STAMP) ## Run the browser tests (they need Chromium)
 	$(PYTEST) -m "browser and not slow" tests $(ARGS)
+
+# The libraries that train SAEs, with this package, in an environment of their own: no test of
+# this package needs them, and they draw in some 100 packages.
+GOLDEN := build/golden
+GOLDEN_LIBRARIES := sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
+golden: $(STAMP) ## Compare with what the SAE libraries write and compute (installs them)
+	@test -f $(GOLDEN)/.installed || { \
+	  echo "installing $(GOLDEN_LIBRARIES) into $(GOLDEN) (once, 3 to 6 minutes) ..."; \
+	  rm -rf $(GOLDEN); $(PY) -m venv $(GOLDEN) && \
+	  $(GOLDEN)/bin/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e ".[saelens,test]" \
+	    $(GOLDEN_LIBRARIES) && \
+	  { $(GOLDEN)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio || true; } && \
+	  touch $(GOLDEN)/.installed; }
+	rm -rf $(GOLDEN)/saes
+	$(GOLDEN)/bin/python tests/golden/write_saes.py $(GOLDEN)/saes
+	SAE_FIXTURES=$(GOLDEN)/saes $(PYTEST) tests/unit/test_golden_saes.py
+	$(GOLDEN)/bin/python -m pytest -m golden tests/golden $(ARGS)
 
 lab: $(STAMP) ## Open JupyterLab on notebooks/
 	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
@@ -71,8 +88,9 @@ pictures: $(STAMP) ## Take the README's pictures anew, from a real run in a real
 
 check-full: $(STAMP) ## Run everything: check, slow tests, browser tests, demo, notebooks
 	@$(MAKE) check
-	$(PYTEST) -m "not benchmark" tests
+	$(PYTEST) -m "not benchmark and not golden" tests
 	@$(MAKE) mutants
+	@$(MAKE) golden
 	@$(MAKE) notebooks
 
 bench-guarantees: $(STAMP) ## Compare with plain RQ under the same faults
@@ -145,5 +163,5 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-resume demo-killed test protocol mutants test-browser lab check notebooks pictures check-full \
+.PHONY: help demo demo-resume demo-killed test protocol mutants test-browser golden lab check notebooks pictures check-full \
 	bench bench-engine bench-guarantees bench-launch bench-peers install lock clean

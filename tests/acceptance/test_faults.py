@@ -13,6 +13,7 @@ from extraction_kit.errors import (
     StillActive,
 )
 from extraction_kit.lifecycle import RunState
+from tests.acceptance.freezing import freeze
 from tests.acceptance.staging import kill
 from tests.waiting import PATIENCE_S, until
 
@@ -75,7 +76,7 @@ def test_an_orphan_whose_workers_parent_was_killed_completes(stage, undisturbed)
 def test_a_frozen_job_whose_workers_parent_was_killed_thaws_and_completes(stage):
     run = stage.launch()
     pid = stage.in_the_middle(run)
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid, stage.bench)
     # The kernel sends SIGHUP and SIGCONT to a stopped process group that becomes orphaned.
     os.kill(stage.worker_pid(), signal.SIGKILL)
     run.wait(PATIENCE_S)
@@ -88,7 +89,7 @@ def test_a_new_worker_waits_for_the_orphan_of_a_killed_one(stage):
     pid = stage.in_the_middle(run)
     os.kill(stage.worker_pid(), signal.SIGKILL)
     until(lambda: stage.worker_pid() is None, "the end of the worker")
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid, stage.bench)
     stage.ws.up()
     assert stage.worker_pid() is not None
     other = stage.ws.register_training(
@@ -125,7 +126,7 @@ def test_a_cancelled_run_stops_within_a_batch_and_can_be_resumed(stage, undistur
 def test_a_run_that_waits_is_cancelled_at_once_and_its_job_never_claims(stage):
     blocker = stage.launch()
     pid = stage.in_the_middle(blocker)
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid, stage.bench)
     stage.ws.register_training(
         "other", sae=stage.tiny.saes["jumprelu"], model=stage.tiny.model
     )
@@ -162,7 +163,7 @@ def test_a_server_that_dies_in_the_middle_costs_nothing(stage, undisturbed):
 
 def test_a_job_that_the_server_forgot_is_sent_again_and_runs_once(stage):
     blocker_pid = stage.in_the_middle(stage.launch())
-    os.kill(blocker_pid, signal.SIGSTOP)
+    freeze(blocker_pid, stage.bench)
     stage.ws.register_training(
         "other", sae=stage.tiny.saes["jumprelu"], model=stage.tiny.model
     )

@@ -1,12 +1,8 @@
 """Write small SAEs with the libraries themselves, and what they compute.
 
-Run in an environment of its own (the libraries pin what this package does not):
+Run in an environment of its own, which `make golden` makes:
 
-    python -m venv v
-    v/bin/pip install torch==2.13.0 sae-lens==6.54.12 eai-sparsify==1.3.3
-    v/bin/pip install torch==2.13.0 dictionary-learning==0.1.0
-    v/bin/pip uninstall --yes torchvision  # drawn in; its build does not fit the CPU torch
-    v/bin/python tests/golden/write_saes.py tests/fixtures/saes
+    build/golden/bin/python tests/golden/write_saes.py tests/fixtures/saes
 
 The frozen ones are in the tests always; to compare with other versions of the libraries, write
 them elsewhere and run SAE_FIXTURES=<folder> pytest tests/unit/test_golden_saes.py.

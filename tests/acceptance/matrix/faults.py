@@ -14,7 +14,6 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import rq
@@ -26,8 +25,10 @@ from extraction_kit import embedded, jobqueue
 from extraction_kit.errors import AlreadyCompleted, Refused, StillActive, TooLateToCancel
 from extraction_kit.jobqueue import Evidence
 from extraction_kit.lifecycle import CLAIMED, RESTING, RunState
+from tests.acceptance.freezing import freeze as freeze_process
+from tests.acceptance.freezing import is_frozen
 from tests.acceptance.matrix.phases import UNCLAIMED
-from tests.acceptance.matrix.stagehand import is_running, state_in
+from tests.acceptance.matrix.stagehand import is_running
 from tests.waiting import until
 
 AWAY_S = 6.0
@@ -114,8 +115,7 @@ def thaw(frozen):
 def freeze_beyond_the_lease(stage):
     frozen = [pid for pid in (stage.worker(), stage.job()) if pid is not None]
     for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
-        until(lambda pid=pid: _is_frozen(pid), f"process {pid} to freeze")
+        freeze_process(pid, stage.bench)
     since = time.monotonic()
     while time.monotonic() - since < 1.3 * stage.settings.lease_s:
         stage.ws.reconcile()
@@ -124,12 +124,8 @@ def freeze_beyond_the_lease(stage):
     if stage.state() in RESTING:
         stage.rested = stage.state()
         stage.resume()  # while the old attempt still exists
-    assert all(_is_frozen(pid) for pid in frozen)
+    assert all(is_frozen(pid) for pid in frozen)
     return frozen
-
-
-def _is_frozen(pid):
-    return state_in(Path(f"/proc/{pid}/stat")) == "T"
 
 
 # --- the server -----------------------------------------------------------------------------
@@ -408,8 +404,7 @@ def suspend(stage, phase):
     """The lid is closed for hours: nobody runs, nobody observes, all of it goes on then."""
     frozen = [pid for pid in (stage.worker(), stage.job()) if pid is not None]
     for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
-        until(lambda pid=pid: _is_frozen(pid), f"process {pid} to freeze")
+        freeze_process(pid, stage.bench)
     stage.script.sleep(3600 * HOURS)
     thaw(frozen)
     if stage.state() is RunState.EXTRACTING:

@@ -19,6 +19,7 @@ from extraction_kit.embedded import (
 from extraction_kit.ledger import events, records
 from extraction_kit.lifecycle import ENDED, RESTING, RunState
 from extraction_kit.liveness import ProcessIdentity
+from tests.acceptance.freezing import state_in
 from tests.acceptance.matrix.held import CONFIG, environment_of
 from tests.acceptance.matrix.script import Script
 from tests.waiting import until
@@ -250,11 +251,6 @@ def is_running(pid):
                 if state_in(thread / "stat") not in "ZX":
                     return True
     return False
-
-
-def state_in(stat):
-    """Return the letter of a process's state."""
-    return stat.read_text(errors="replace").rpartition(")")[2].split()[0]
 
 
 def _end(pid):
