@@ -196,6 +196,17 @@ class ResultReader(ABC):
         return reading.histogram(self._results(), feature)
 
     @property
+    def results_folder(self) -> Path:
+        """The folder with the Parquet files of the result and its manifest."""
+        return self._results()
+
+    @property
+    def result_training(self) -> Mapping[str, Any]:
+        """What was measured, as the manifest keeps it: SAE, model, tokenizer, hookpoint."""
+        found: Mapping[str, Any] = self._manifest()["training"]
+        return found
+
+    @property
     def export(self) -> Exports:
         """Write the result for another program: ``run.export.neuronpedia(path, ...)`` ...
 
