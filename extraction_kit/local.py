@@ -72,6 +72,9 @@ class LocalResult(ResultReader):
     def _vocab(self) -> Path:
         return Corpus.load(self._corpus()).vocab
 
+    def _contexts(self) -> Path:
+        return self._corpus() / "contexts.parquet"
+
     def _kept(self, rows: "duckdb.DuckDBPyRelation") -> "duckdb.DuckDBPyRelation":
         return reading.in_memory(rows)  # it may outlive this object and its folder
 

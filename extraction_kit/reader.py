@@ -5,14 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from extraction_kit import plots
 from extraction_kit.catalog import reading
+from extraction_kit.catalog.bulk import ResultFiles
 from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.errors import ResultsDamaged
+from extraction_kit.interchange import Exports
 
 if TYPE_CHECKING:
     import duckdb
     import numpy as np
+    from matplotlib.axes import Axes
 
 
 class ResultReader(ABC):
@@ -31,6 +35,10 @@ class ResultReader(ABC):
     @abstractmethod
     def _vocab(self) -> Path:
         """Return the file with the texts of the tokens."""
+
+    @abstractmethod
+    def _contexts(self) -> Path:
+        """Return the file with the token ids of the corpus."""
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -186,6 +194,51 @@ class ResultReader(ABC):
     def histogram(self, feature: SupportsIndex) -> "np.ndarray":
         """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""
         return reading.histogram(self._results(), feature)
+
+    @property
+    def results_folder(self) -> Path:
+        """The folder with the Parquet files of the result and its manifest."""
+        return self._results()
+
+    @property
+    def result_training(self) -> Mapping[str, Any]:
+        """What was measured, as the manifest keeps it: SAE, model, tokenizer, hookpoint."""
+        found: Mapping[str, Any] = self._manifest()["training"]
+        return found
+
+    @property
+    def export(self) -> Exports:
+        """Write the result for another program: ``run.export.neuronpedia(path, ...)`` ...
+
+        Also ``circuit_tracer``, ``delphi``, ``report`` (HTML), ``parquet`` and ``csv``.
+        """
+        return Exports(
+            ResultFiles(
+                folder=self._results(), contexts=self._contexts(), vocab=self._vocab()
+            )
+        )
+
+    def plot_density(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw how many features have which density; needs matplotlib.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; None makes a figure.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed; the message says what to type.
+        """
+        return plots.density(self.features(), ax)
+
+    def plot_histogram(self, feature: SupportsIndex, ax: "Axes | None" = None) -> "Axes":
+        """Draw the activations of a feature on their logarithmic scale; needs matplotlib.
+
+        Parameters and errors as for :meth:`plot_density`; `UnknownFeature` if there is none.
+        """
+        return plots.histogram(self.histogram(feature), int(feature), ax)
 
     def _manifest(self) -> Mapping[str, Any]:
         manifest = read_manifest(self._results())

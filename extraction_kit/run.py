@@ -114,6 +114,11 @@ class Watcher:
         """Return where the token texts of a run are."""
         return self.bench.corpus_of(service.read_run(self.bench, run_id)).vocab
 
+    def contexts_of(self, run_id: str) -> Path:
+        """Return where the token ids of a run's corpus are."""
+        corpus = self.bench.corpus_of(service.read_run(self.bench, run_id))
+        return corpus.path / "contexts.parquet"
+
     def windows(
         self, run_id: str, feature: SupportsIndex, *, k: int, group: str
     ) -> list[ExampleWindow]:
@@ -296,6 +301,9 @@ class Run(ResultReader):
 
     def _vocab(self) -> Path:
         return self._watcher.vocab_of(self.run_id)
+
+    def _contexts(self) -> Path:
+        return self._watcher.contexts_of(self.run_id)
 
     def _results(self) -> Path:
         run = self.view

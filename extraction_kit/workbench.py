@@ -199,6 +199,11 @@ class Workbench:
                 raise UnknownTraining(training_id=str(training_id), known=known)
         return Training.from_dict(record.spec)
 
+    def training_ids(self) -> list[str]:
+        """Return the ids of all registered trainings."""
+        with self.store.read() as connection:
+            return [one.training_id for one in records.all_trainings(connection)]
+
     def corpus_of(self, run: RunRecord) -> Corpus:
         """Open the corpus of a run."""
         return Corpus.load(self.paths.corpora / run.corpus_digest)

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from extraction_kit import embedded, service, status, widgets
+from extraction_kit.comparison import compare
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
 from extraction_kit.errors import BadConfig, WorkerNotStarted
 from extraction_kit.estimate import Estimate, estimate
 from extraction_kit.lifecycle import Answer
 from extraction_kit.paths import find_workspace
+from extraction_kit.reader import ResultReader
 from extraction_kit.repair import Repair, plan, repair
 from extraction_kit.run import Run, Watcher
+from extraction_kit.shelf import TrainingRuns
 from extraction_kit.trainings import Training, describe_training
 from extraction_kit.trainings.saelens_release import fetch_release, is_release
 from extraction_kit.views import RunView
@@ -269,6 +272,64 @@ class Workspace:
             DuckDB's message, and the names that can be used.
         """
         return self._open_session().sql(query, params)
+
+    def compare(
+        self, a: ResultReader | str, b: ResultReader | str, *, match: str = "auto"
+    ) -> "duckdb.DuckDBPyRelation":
+        """Return two completed runs side by side, one row per feature of the first.
+
+        Of one SAE (another corpus, another config) they are joined by ``feature``. Of two
+        SAEs of one model each feature of `a` is paired with the feature of `b` whose decoder
+        row has the largest cosine with its own: ``feature_a``, ``feature_b``, ``cosine``,
+        and ``mutual``, whether it is the best one in the other direction too. All cosines
+        are computed, in blocks, by another process, once per pair of SAEs: 4 n m width
+        operations for n and m features.
+
+        Parameters
+        ----------
+        a, b : Run, LocalResult or run id
+            What is compared.
+        match : str
+            ``auto``: as above. ``number``: features of the same number, for checkpoints of
+            one SAE; ``cosine`` says how far each has turned. ``decoder``: by cosine, also
+            within one SAE.
+
+        Returns
+        -------
+        DuckDBPyRelation
+            Then ``density_a``, ``density_b`` and other statistics of both, and
+            ``log2_ratio`` of the densities, NULL where a feature is dead in one of them.
+
+        Raises
+        ------
+        UnknownRun, RunFailed
+            There is no such run, or it has no result.
+        BadQuery
+            The runs cannot be compared; the message says why.
+        BadSae
+            The weights of an SAE are not where they were registered, or are damaged.
+        """
+        first, second = (self.run(one) if isinstance(one, str) else one for one in (a, b))
+        return compare(first, second, match=match, cache=self._bench.paths.cache)
+
+    def __getitem__(self, training_id: str) -> TrainingRuns:
+        """Return a training with its runs: ``ws["gpt2-l6"].latest``.
+
+        Raises
+        ------
+        UnknownTraining
+            There is none.
+        """
+        training = self.training(training_id)
+        runs = [
+            Run(self._watcher, one.run_id)
+            for one in self._watcher.views()
+            if one.training_id == training.training_id
+        ]
+        return TrainingRuns(training=training, runs=tuple(runs))
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self._bench.training_ids()
 
     def _open_session(self) -> "Session":
         with self._lock:

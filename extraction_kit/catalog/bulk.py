@@ -1,0 +1,288 @@
+"""Everything that a run says of many features, some hundred at a time, for exports."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+
+from extraction_kit.catalog.reading import (
+    ExampleWindow,
+    _check_feature,
+    _manifest,
+    _query,
+    _readable,
+    _rows,
+    _texts,
+    _token_ids,
+    _tokens_after,
+    _window,
+)
+from extraction_kit.catalog.relations import scan
+from extraction_kit.catalog.tables import (
+    EXAMPLES,
+    FEATURES,
+    HISTOGRAMS,
+    LOGITS,
+    NEIGHBOURS,
+    VOCAB,
+)
+from extraction_kit.errors import BadExport, ResultsDamaged
+from extraction_kit.results import GROUPS, SIGNS
+
+_AT_ONCE = 256  # features that are in memory at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFiles:
+    """Where the files of a result are."""
+
+    folder: Path
+    """Its Parquet files and manifest."""
+    contexts: Path
+    """``contexts.parquet`` of its corpus."""
+    vocab: Path
+    """Token texts of its tokenizer."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What the run says of itself.
+
+        Raises
+        ------
+        ResultsDamaged
+            It is missing or torn.
+        """
+        return _manifest(self.folder)
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        with _readable(self.folder):
+            return int(pq.read_metadata(self.folder / FEATURES.file).num_rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRecord:
+    """What a run says of one feature."""
+
+    feature: int
+    row: Mapping[str, Any]
+    """Its row of ``features``; None where a number is absent."""
+    hist: np.ndarray
+    """Active tokens per bin of `results.bin_edges`, int64."""
+    windows: Mapping[str, Sequence[ExampleWindow]]
+    """Examples by group, by rank."""
+    logits: Mapping[str, Sequence[tuple[str, float]]] | None
+    """Token and value by sign, by rank; None where the run has none."""
+    nearest: Sequence[tuple[int, float]] | None
+    """The other features with the nearest decoder rows and their cosines; None likewise."""
+
+
+def chosen(files: ResultFiles, features: Iterable[SupportsIndex] | None) -> list[int]:
+    """Return the features that are meant, each once, in the order given; None is all.
+
+    Raises
+    ------
+    UnknownFeature
+        One is outside the SAE.
+    BadExport
+        It is no list, or an empty one.
+    """
+    if features is None:
+        return list(range(files.d_sae))
+    try:
+        given = list(features)
+    except TypeError:
+        raise BadExport(
+            f"features={features!r}: a list of features is needed, for example "
+            f"features=[{features!r}]; None takes all"
+        ) from None
+    if not given:
+        raise BadExport("features=[] is empty: name some features, or None for all")
+    return list(dict.fromkeys(_check_feature(files.folder, one) for one in given))
+
+
+def records(
+    files: ResultFiles, features: Sequence[int], *, groups: Sequence[str] = GROUPS
+) -> Iterator[list[FeatureRecord]]:
+    """Yield the records of `features` in their order, some at a time.
+
+    Parameters
+    ----------
+    files : ResultFiles
+        What is read.
+    features : sequence of int
+        As `chosen` returns them.
+    groups : sequence of str
+        Groups of examples that are read, of `results.GROUPS`.
+
+    Raises
+    ------
+    ResultsDamaged
+        A file is missing or cannot be read.
+    """
+    for first in range(0, len(features), _AT_ONCE):
+        yield _some(files, features[first : first + _AT_ONCE], groups)
+
+
+def condition(features: Sequence[int]) -> str:
+    """Return the SQL that holds for these features."""
+    return f"feature IN ({', '.join(map(str, features))})"
+
+
+def has(files: ResultFiles, table: str, *kind: str) -> bool:
+    """Tell whether the run measured ``logits``, or ``neighbours`` of a kind."""
+    manifest = files.manifest
+    said: Any = manifest["provenance"].get(table, {})
+    for name in kind:
+        said = said.get(name, {})
+    counted = manifest["files"].get(f"{table}.parquet", {}).get("rows", 0)
+    return bool(counted) and said.get("absent_because") is None
+
+
+def active_tokens(files: ResultFiles, features: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return every place at which the examples show a feature to be active, each once.
+
+    Returns
+    -------
+    dict of str to ndarray [place]
+        ``feature``, ``context``, ``pos`` (int64), ``act`` (float32), sorted in that order.
+    """
+    return _arrays(
+        files,
+        "SELECT DISTINCT feature::BIGINT AS feature, context, pos::BIGINT AS pos, act "  # noqa: S608 - checked values
+        "FROM (SELECT feature, context, start + unnest(act_off) AS pos, "
+        f"unnest(act_val) AS act FROM {scan([files.folder / EXAMPLES.file])} "
+        f"WHERE {condition(features)}) ORDER BY feature, context, pos",
+    )
+
+
+def contexts_of(
+    files: ResultFiles, features: Sequence[int]
+) -> list[tuple[int, np.ndarray]]:
+    """Return number and token ids of each context that the features have an example in."""
+    found = _rows(
+        files.folder,
+        "SELECT DISTINCT context, n_tok, tokens FROM "  # noqa: S608 - checked values
+        f"(SELECT DISTINCT context FROM {scan([files.folder / EXAMPLES.file])} "
+        f"WHERE {condition(features)}) LEFT JOIN {scan([files.contexts])} USING (context) "
+        "ORDER BY context",
+    )
+    return [(row["context"], _ids(files, row)) for row in found]
+
+
+def n_active(files: ResultFiles, features: Sequence[int]) -> dict[int, int]:
+    """Return on how many tokens each feature is active."""
+    rows = _rows(
+        files.folder,
+        f"SELECT feature, n_active FROM {scan([files.folder / FEATURES.file])} "  # noqa: S608 - checked values
+        f"WHERE {condition(features)}",
+    )
+    return {row["feature"]: row["n_active"] for row in rows}
+
+
+def selected(
+    files: ResultFiles, table: str, features: Sequence[int]
+) -> duckdb.DuckDBPyRelation:
+    """Return the rows of ``features``, ``logits`` (with texts) or ``neighbours``."""
+    source = scan([files.folder / f"{table}.parquet"])
+    if table == LOGITS.name:
+        source = (
+            "(SELECT feature, sign, rank, token, text, value "  # noqa: S608 - our own names
+            f"FROM {source} LEFT JOIN {scan([files.vocab])} AS {VOCAB.name} "
+            "ON token = token_id)"
+        )
+    order = {"features": "feature", "logits": "feature, sign = 'bottom', rank"}
+    keys = order.get(table, "feature, kind, rank")
+    return _query(
+        files.folder,
+        f"FROM {source} WHERE {condition(features)} ORDER BY {keys}",
+    )
+
+
+def _some(
+    files: ResultFiles, features: Sequence[int], groups: Sequence[str]
+) -> list[FeatureRecord]:
+    where = condition(features)
+    rows = {row["feature"]: row for row in _table(files, FEATURES.file, where)}
+    hists = {row["feature"]: row["hist"] for row in _table(files, HISTOGRAMS.file, where)}
+    windows = _windows(files, where, groups)
+    logits, nearest = _logits(files, features), _nearest(files, where)
+    return [
+        FeatureRecord(
+            feature=feature,
+            row=rows[feature],
+            hist=np.asarray(hists[feature], dtype=np.int64),
+            windows=windows.get(feature, {group: [] for group in groups}),
+            logits=None
+            if logits is None
+            else logits.get(feature, {sign: [] for sign in SIGNS}),
+            nearest=None if nearest is None else nearest.get(feature, []),
+        )
+        for feature in features
+    ]
+
+
+def _table(files: ResultFiles, name: str, where: str) -> list[dict[str, Any]]:
+    return _rows(files.folder, f"FROM {scan([files.folder / name])} WHERE {where}")
+
+
+def _windows(
+    files: ResultFiles, where: str, groups: Sequence[str]
+) -> dict[int, dict[str, list[ExampleWindow]]]:
+    names = ", ".join(f"'{group}'" for group in groups)
+    rows = _rows(
+        files.folder,
+        f"SELECT examples.*, n_tok, tokens FROM {scan([files.folder / EXAMPLES.file])} "  # noqa: S608 - checked values
+        f"AS examples LEFT JOIN {scan([files.contexts])} USING (context) "
+        f'WHERE {where} AND "group" IN ({names}) ORDER BY feature, "group", rank',
+    )
+    texts, after = _texts(files.vocab), _tokens_after(files.folder)
+    found: dict[int, dict[str, list[ExampleWindow]]] = {}
+    for row in rows:
+        ids = _ids(files, row)[row["start"] : row["pos"] + after + 1]
+        of_feature = found.setdefault(row["feature"], {group: [] for group in groups})
+        of_feature[row["group"]].append(_window(row, ids.tolist(), texts))
+    return found
+
+
+def _ids(files: ResultFiles, row: Mapping[str, Any]) -> np.ndarray:
+    if row["tokens"] is None:
+        msg = f"{files.contexts} lacks context {row['context']}: it is not the corpus of "
+        raise ResultsDamaged(msg + str(files.folder))
+    return _token_ids(row["tokens"], row["n_tok"])
+
+
+def _logits(
+    files: ResultFiles, features: Sequence[int]
+) -> dict[int, dict[str, list[tuple[str, float]]]] | None:
+    if not has(files, LOGITS.name):
+        return None
+    found: dict[int, dict[str, list[tuple[str, float]]]] = {}
+    for row in selected(files, LOGITS.name, features).fetchall():
+        feature, sign, _, _, text, value = row
+        of_feature = found.setdefault(feature, {name: [] for name in SIGNS})
+        of_feature[sign].append((text, value))
+    return found
+
+
+def _nearest(files: ResultFiles, where: str) -> dict[int, list[tuple[int, float]]] | None:
+    if not has(files, NEIGHBOURS.name, "decoder"):
+        return None
+    rows = _table(
+        files, NEIGHBOURS.file, f"{where} AND kind = 'decoder' ORDER BY feature, rank"
+    )
+    found: dict[int, list[tuple[int, float]]] = {}
+    for row in rows:
+        found.setdefault(row["feature"], []).append((row["other"], row["value"]))
+    return found
+
+
+def _arrays(files: ResultFiles, query: str) -> dict[str, np.ndarray]:
+    with _readable(files.folder):
+        found: dict[str, np.ndarray] = _query(files.folder, query).fetchnumpy()
+    return found

@@ -1,0 +1,106 @@
+"""Two results compared: of one SAE, of two SAEs of one model, of two checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from extraction_kit import atomic
+from extraction_kit.catalog.comparing import side_by_side
+from extraction_kit.errors import BadQuery, BadSae
+from extraction_kit.reader import ResultReader
+
+if TYPE_CHECKING:
+    import duckdb
+
+MATCHES = ("auto", "number", "decoder")
+_PROGRAM = "import sys; from extraction_kit.sources.matching import main; main(sys.argv[1])"
+
+
+def compare(
+    a: ResultReader, b: ResultReader, *, match: str, cache: Path
+) -> "duckdb.DuckDBPyRelation":
+    """Return two results side by side. See `Workspace.compare`."""
+    if match not in MATCHES:
+        known = ", ".join(map(repr, MATCHES))
+        raise BadQuery(f"match={match!r}: one of {known} is allowed")
+    specs = [each.result_training["sae"] for each in (a, b)]
+    if specs[0]["digest"] == specs[1]["digest"] and match != "decoder":
+        return side_by_side(a.results_folder, b.results_folder, None)
+    models = [each.result_training["model"] for each in (a, b)]
+    _check(specs, models, match=match)
+    pairs = _pairs(specs[0], specs[1], by_number=match == "number", cache=cache)
+    return side_by_side(a.results_folder, b.results_folder, pairs)
+
+
+def _check(
+    specs: list[Mapping[str, Any]], models: list[Mapping[str, Any]], *, match: str
+) -> None:
+    if models[0]["digest"] != models[1]["digest"]:
+        raise BadQuery(
+            f"the runs are of different models ({models[0]['source']} and "
+            f"{models[1]['source']}): decoder rows of two models have no common directions. "
+            "Compare runs of one model"
+        )
+    widths = [spec["d_out"] or spec["d_in"] for spec in specs]
+    if widths[0] != widths[1]:
+        raise BadQuery(
+            f"the decoder rows are {widths[0]} and {widths[1]} wide: compare SAEs that write "
+            "to places of one width"
+        )
+    if match == "number" and specs[0]["d_sae"] != specs[1]["d_sae"]:
+        raise BadQuery(
+            f"match='number' needs SAEs of one size, for example two checkpoints; these have "
+            f"{specs[0]['d_sae']} and {specs[1]['d_sae']} features: type match='decoder'"
+        )
+    for spec in specs:
+        if spec["architecture"] == "custom":
+            raise BadQuery(
+                f"the SAE {spec['path']} is code of your own, whose decoder rows cannot be "
+                "read: compare its runs with each other, or register its weights"
+            )
+
+
+def _pairs(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, by_number: bool, cache: Path
+) -> pa.Table:
+    found = _matched(a, b, by_number=by_number, cache=cache)
+    feature = np.arange(a["d_sae"], dtype=np.int32)
+    other = feature if by_number else found["other"].astype(np.int32)
+    columns = {"feature_a": feature, "feature_b": other, "cosine": found["cosine"]}
+    if not by_number:
+        columns["mutual"] = found["back"][found["other"]] == feature
+    return pa.table(columns)
+
+
+def _matched(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, by_number: bool, cache: Path
+) -> Mapping[str, np.ndarray]:
+    """Return what `sources.matching` finds; weights never change, so it is kept."""
+    kind = "number" if by_number else "decoder"
+    path = cache / "matches" / f"{a['digest'][:24]}-{b['digest'][:24]}-{kind}.npz"
+    if not path.exists():
+        asked = json.dumps({"a": dict(a), "b": dict(b), "by_number": by_number})
+        atomic.write_file(path, lambda target: _run(asked, target))
+    with np.load(path) as found:
+        return dict(found)
+
+
+def _run(asked: str, target: Path) -> None:
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", _PROGRAM, str(target)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        input=asked,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = next(iter(done.stderr.strip().splitlines()[::-1]), "no message")
+        raise BadSae(f"the decoders cannot be compared: {last}")

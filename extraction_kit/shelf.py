@@ -1,0 +1,42 @@
+"""A training together with its runs: what ``ws["training-id"]`` gives."""
+
+from dataclasses import dataclass
+
+from extraction_kit.errors import UnknownRun
+from extraction_kit.lifecycle import RunState
+from extraction_kit.run import Run
+from extraction_kit.trainings import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRuns:
+    """A registered training and the handles of its runs, the newest first."""
+
+    training: Training
+    runs: tuple[Run, ...]
+
+    @property
+    def latest(self) -> Run:
+        """The newest completed run.
+
+        Raises
+        ------
+        UnknownRun
+            None is completed.
+        """
+        for run in self.runs:
+            if run.state is RunState.COMPLETED:
+                return run
+        training_id = self.training.training_id
+        raise UnknownRun(
+            run_id=f"completed of {training_id}", known=[run.run_id for run in self.runs]
+        )
+
+    def __repr__(self) -> str:
+        """Return the training and one line per run."""
+        sae, hook = self.training.sae, self.training.hookpoint
+        head = (
+            f"<training {self.training.training_id}: {sae.architecture}, {sae.d_sae:,} "
+            f"features at {hook.hook_name}, {len(self.runs)} runs>"
+        )
+        return "\n  ".join([head, *map(repr, self.runs)])
