@@ -13,12 +13,13 @@ root, so that ``except Refused`` cannot hide a failure.
     - NothingToResume           there is no such run, or it never started
     - NothingToCancel           the run is not active any more
     - TooLateToCancel           results are being published
+    - RunDeleted                a person deleted the run: restore it, or the next generation
     - GenerationUnavailable     the generation asked for may not be created yet
     - TrainingConflict          the id is registered with other content
   x BadInput                    what was passed cannot be used
     - UnknownTraining, UnknownRun, UnknownFeature
     - BadConfig, BadSettings, BadTrainingId
-    - BadSae, BadModel, BadCorpus, BadQuery
+    - BadSae, BadModel, BadCorpus, BadQuery, BadLabel
   x Failure                     something that should work does not
     - WorkspaceUnusable         not writable, full, or of a newer version
     - LedgerBusy                the ledger stayed locked
@@ -111,6 +112,10 @@ class NothingToCancel(RunRefused):
 
 class TooLateToCancel(RunRefused):
     """The results are being published; the run completes."""
+
+
+class RunDeleted(RunRefused):
+    """A person deleted the run; until it is restored nothing reads or continues it."""
 
 
 class GenerationUnavailable(RunRefused):
@@ -217,6 +222,10 @@ class BadCorpus(BadInput):
 
 class BadQuery(BadInput):
     """A SQL statement cannot be run on the catalog."""
+
+
+class BadLabel(BadInput):
+    """A label says nothing, is too long, or a table of labels has a row that cannot be read."""
 
 
 # --- failures -------------------------------------------------------------------------

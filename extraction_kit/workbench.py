@@ -303,6 +303,16 @@ class Workbench:
         """Remove the checkpoints of a run that is completed."""
         remove_folder(self.paths.checkpoints_of(run_id))
 
+    def free_bytes(self) -> int:
+        """Return the free space where results are written, in bytes."""
+        paths = self.paths
+        folder = paths.shared if paths.shared.exists() else paths.home
+        return shutil.disk_usage(folder).free
+
+    def disk_is_low(self) -> bool:
+        """Tell whether less than twice ``Settings.min_free_bytes`` is free."""
+        return self.free_bytes() < 2 * self.settings.min_free_bytes
+
     def require_space(self, expected_bytes: int = 0) -> None:
         """Refuse to begin on a disk that is full, or will be.
 
@@ -312,8 +322,7 @@ class Workbench:
             Less than ``Settings.min_free_bytes``, or than what is expected to be written,
             is free.
         """
-        folder = self.paths.shared if self.paths.shared.exists() else self.paths.home
-        free = shutil.disk_usage(folder).free
+        folder, free = self.paths.shared, self.free_bytes()
         need = max(self.settings.min_free_bytes, expected_bytes)
         if free < need:
             fewer = (

@@ -5,9 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from extraction_kit import embedded, service, status, widgets
+from extraction_kit import (
+    embedded,
+    service,
+    status,
+    widgets,
+)
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
+from extraction_kit.curation import Curated
 from extraction_kit.errors import BadConfig, WorkerNotStarted
 from extraction_kit.estimate import Estimate, estimate
 from extraction_kit.lifecycle import Answer
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
     from extraction_kit.catalog.session import Session
 
 
-class Workspace:
+class Workspace(Curated):
     """A directory that holds trainings, runs and results, and the processes that serve it.
 
     Parameters

@@ -13,6 +13,10 @@ from extraction_kit.catalog.arrays import rows_table
 from extraction_kit.catalog.tables import (
     CATALOG,
     CONTEXTS,
+    FEATURES,
+    LABEL_COLUMNS,
+    LABEL_HISTORY,
+    LABELS,
     LEDGER_TABLES,
     RESULT_TABLES,
     VOCAB,
@@ -31,6 +35,8 @@ class CatalogRows:
     """As `tables.TRAININGS`."""
     events: list[dict[str, Any]] = field(default_factory=list)
     """As `tables.EVENTS`."""
+    label_history: pa.Table = field(default_factory=LABEL_HISTORY.schema.empty_table)
+    """As `tables.LABEL_HISTORY`; a table already, since it only grows: see `label_table`."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Run id to its published folder ``run_id=<run id>``; committed runs only."""
     corpora: Mapping[str, Path] = field(default_factory=dict)
@@ -65,16 +71,28 @@ def populate(connection: duckdb.DuckDBPyConnection, rows: CatalogRows) -> None:
     connection.execute("BEGIN")
     try:
         for table in LEDGER_TABLES:
-            _make_table(connection, table, rows_table(table, getattr(rows, table.name)))
+            given = getattr(rows, table.name)
+            content = given if isinstance(given, pa.Table) else rows_table(table, given)
+            _make_table(connection, table, content)
+        _make_labels(connection)
         for table in RESULT_TABLES:
             paths = [folder / table.file for folder in rows.folders.values()]
-            _make_view(connection, table, key=_RUN, paths=paths)
+            if table is FEATURES:
+                has_labels = rows.label_history.num_rows > 0
+                _make_features(connection, paths, has_labels=has_labels)
+            else:
+                _make_view(connection, table, key=_RUN, paths=paths)
         _make_view(connection, CONTEXTS, key=_CORPUS, paths=rows.corpora.values())
         _make_view(connection, VOCAB, key=_TOKENIZER, paths=rows.vocabs.values())
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def label_table(changes: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Return rows of `tables.LABEL_HISTORY` as what `CatalogRows` takes."""
+    return rows_table(LABEL_HISTORY, list(changes))
 
 
 def _make_table(
@@ -93,6 +111,41 @@ def _make_view(
     query = _select(table, key, _readable_first(paths))
     connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {query}")
     _comment(connection, table, kind="VIEW", columns=columns)
+
+
+def _make_labels(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the newest change of each feature its label, unless it takes one away."""
+    columns = ", ".join(column.name for column in LABELS.columns)
+    connection.execute(
+        f"CREATE OR REPLACE TABLE {LABELS.name} AS SELECT {columns} FROM ("  # noqa: S608 - our own names
+        f"FROM {LABEL_HISTORY.name} QUALIFY seq = max(seq) OVER "
+        "(PARTITION BY sae_digest, feature)"
+        ") WHERE name IS NOT NULL OR description IS NOT NULL"
+    )
+    _comment(connection, LABELS, kind="TABLE", columns=LABELS.columns)
+
+
+def _make_features(
+    connection: duckdb.DuckDBPyConnection, paths: list[Path], *, has_labels: bool
+) -> None:
+    """Make the view of features with their labels; without any a join would only cost."""
+    plain = _select(FEATURES, _RUN, _readable_first(paths))
+    if has_labels:
+        said = (
+            "SELECT run_id, feature, name AS label, description "  # noqa: S608 - our own names
+            f"FROM {LABELS.name} JOIN runs USING (sae_digest)"
+        )
+        query = (
+            f"SELECT found.*, said.label, said.description FROM ({plain}) AS found "  # noqa: S608 - our own names
+            f"LEFT JOIN ({said}) AS said "
+            "ON found.run_id = said.run_id AND found.feature = said.feature"
+        )
+    else:
+        nothing = ", ".join(f"NULL::{c.type} AS {c.name}" for c in LABEL_COLUMNS)
+        query = f"SELECT *, {nothing} FROM ({plain})"  # noqa: S608 - our own names
+    connection.execute(f"CREATE OR REPLACE VIEW {FEATURES.name} AS {query}")
+    columns = (_RUN.column, *FEATURES.columns, *LABEL_COLUMNS)
+    _comment(connection, FEATURES, kind="VIEW", columns=columns)
 
 
 def _select(table: Table, key: _Key, paths: list[Path]) -> str:
