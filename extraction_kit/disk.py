@@ -117,10 +117,10 @@ def _expected(bench: Workbench) -> Iterator[int]:
     with bench.store.read() as connection:
         active = records.runs_in(connection, sorted(ACTIVE))
     for run in active:
-        with suppress(
-            ExtractionKitError
-        ):  # what is the matter with it, the run itself tells
-            training, corpus = bench.training(run.training_id), bench.corpus_of(run)
+        # A record of another release or a damaged one: the run itself tells what is the matter.
+        with suppress(ExtractionKitError, LookupError, TypeError, ValueError):
+            training = bench.training(run.training_id)
+            corpus = bench.recorded_corpus(run.corpus)
             yield disk_bytes(training, corpus, bench.config_of(run))
 
 

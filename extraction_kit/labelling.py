@@ -181,9 +181,10 @@ def import_(bench: Workbench, training_id: str, path: Path | str) -> int:
 def _rows(path: Path, training: Training) -> Iterator[tuple[int, dict[str, str | None]]]:
     """Yield each feature with its texts; refuse the file at the first thing that is not right."""
     reader = csv.reader(io.StringIO(_content(path), newline=""), strict=True)
-    number, seen = 1, dict[int, int]()
+    number, seen = 0, dict[int, int]()
     try:
         header = [name.strip().lower() for name in next(reader, [])]
+        number = 1
         _check_header(path, header)
         for number, cells in enumerate(reader, 2):
             if not cells:  # an empty line
@@ -192,8 +193,8 @@ def _rows(path: Path, training: Training) -> Iterator[tuple[int, dict[str, str |
             _check_new(feature, seen.setdefault(feature, number), number)
             yield feature, texts
     except (BadLabel, csv.Error) as error:
-        words = f"{path}, row {number}: {error}. Nothing was imported"
-        raise BadLabel(words) from None
+        row = number + isinstance(error, csv.Error)  # which could not be read to its end
+        raise BadLabel(f"{path}, row {row}: {error}. Nothing was imported") from None
 
 
 def _check_new(feature: int, first: int, number: int) -> None:

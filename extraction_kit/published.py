@@ -9,7 +9,6 @@ from typing import Any
 
 from extraction_kit.catalog.publish import MANIFEST, bytes_of, read_manifest, verify
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig
-from extraction_kit.corpora import Corpus
 from extraction_kit.ledger.restoring import PublishedRun
 from extraction_kit.lifecycle import check_training_id, digest_of, job_id_of, run_id_of
 from extraction_kit.trainings import Training
@@ -133,13 +132,7 @@ def _training_digest(training: Training) -> str:
 def _content_key(bench: Workbench, training: Training, manifest: Mapping[str, Any]) -> str:
     if manifest["format"] != STATISTICS_FORMAT:  # its recipe is another release's
         return str(manifest["content_key"])
-    record = dict(manifest["corpus"])
-    corpus = Corpus(
-        path=bench.paths.corpora / record["digest"],
-        vocab=bench.paths.vocab / record.pop("vocab"),
-        pad_id=0,  # not recorded, and no part of the key
-        **record,
-    )
+    corpus = bench.recorded_corpus(manifest["corpus"])  # pad_id is no part of the key
     config = ExtractionConfig.from_dict(manifest["config"])
     return bench.content_key(training, corpus, config)
 

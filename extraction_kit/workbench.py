@@ -203,6 +203,16 @@ class Workbench:
         """Open the corpus of a run."""
         return Corpus.load(self.paths.corpora / run.corpus_digest)
 
+    def recorded_corpus(self, record: Mapping[str, Any]) -> Corpus:
+        """Return a corpus as :func:`corpus_record` has it, without a look at its files."""
+        values = {name: value for name, value in record.items() if name != "vocab"}
+        return Corpus(
+            path=self.paths.corpora / record["digest"],
+            vocab=self.paths.vocab / record["vocab"],
+            pad_id=0,  # not recorded
+            **values,
+        )
+
     def config_of(self, run: RunRecord) -> ExtractionConfig:
         """Return the config of a run."""
         return ExtractionConfig.from_dict(run.config)
