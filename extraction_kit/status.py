@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from extraction_kit import embedded, refusals
-from extraction_kit.catalog.relations import CatalogRows, label_table
+from extraction_kit.catalog.labelled import label_table
+from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.checkpoints import newest_meta
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.jobqueue import Evidence

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extraction_kit.catalog.arrays import rows_table
+from extraction_kit.catalog.labelled import labelled, labels_of
 from extraction_kit.catalog.tables import (
     CATALOG,
     CONTEXTS,
@@ -36,7 +37,7 @@ class CatalogRows:
     events: list[dict[str, Any]] = field(default_factory=list)
     """As `tables.EVENTS`."""
     label_history: pa.Table = field(default_factory=LABEL_HISTORY.schema.empty_table)
-    """As `tables.LABEL_HISTORY`; a table already, since it only grows: see `label_table`."""
+    """As `tables.LABEL_HISTORY`; from `labelled.label_table`, which need not be asked each time."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Run id to its published folder ``run_id=<run id>``; committed runs only."""
     corpora: Mapping[str, Path] = field(default_factory=dict)
@@ -90,11 +91,6 @@ def populate(connection: duckdb.DuckDBPyConnection, rows: CatalogRows) -> None:
     connection.execute("COMMIT")
 
 
-def label_table(changes: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Return rows of `tables.LABEL_HISTORY` as what `CatalogRows` takes."""
-    return rows_table(LABEL_HISTORY, list(changes))
-
-
 def _make_table(
     connection: duckdb.DuckDBPyConnection, table: Table, content: pa.Table
 ) -> None:
@@ -114,13 +110,8 @@ def _make_view(
 
 
 def _make_labels(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the newest change of each feature its label, unless it takes one away."""
-    columns = ", ".join(column.name for column in LABELS.columns)
     connection.execute(
-        f"CREATE OR REPLACE TABLE {LABELS.name} AS SELECT {columns} FROM ("  # noqa: S608 - our own names
-        f"FROM {LABEL_HISTORY.name} QUALIFY seq = max(seq) OVER "
-        "(PARTITION BY sae_digest, feature)"
-        ") WHERE name IS NOT NULL OR description IS NOT NULL"
+        f"CREATE OR REPLACE TABLE {LABELS.name} AS {labels_of(LABEL_HISTORY)}"
     )
     _comment(connection, LABELS, kind="TABLE", columns=LABELS.columns)
 
@@ -128,21 +119,8 @@ def _make_labels(connection: duckdb.DuckDBPyConnection) -> None:
 def _make_features(
     connection: duckdb.DuckDBPyConnection, paths: list[Path], *, has_labels: bool
 ) -> None:
-    """Make the view of features with their labels; without any a join would only cost."""
     plain = _select(FEATURES, _RUN, _readable_first(paths))
-    if has_labels:
-        said = (
-            "SELECT run_id, feature, name AS label, description "  # noqa: S608 - our own names
-            f"FROM {LABELS.name} JOIN runs USING (sae_digest)"
-        )
-        query = (
-            f"SELECT found.*, said.label, said.description FROM ({plain}) AS found "  # noqa: S608 - our own names
-            f"LEFT JOIN ({said}) AS said "
-            "ON found.run_id = said.run_id AND found.feature = said.feature"
-        )
-    else:
-        nothing = ", ".join(f"NULL::{c.type} AS {c.name}" for c in LABEL_COLUMNS)
-        query = f"SELECT *, {nothing} FROM ({plain})"  # noqa: S608 - our own names
+    query = labelled(plain, has_labels=has_labels)
     connection.execute(f"CREATE OR REPLACE VIEW {FEATURES.name} AS {query}")
     columns = (_RUN.column, *FEATURES.columns, *LABEL_COLUMNS)
     _comment(connection, FEATURES, kind="VIEW", columns=columns)
