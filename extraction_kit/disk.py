@@ -113,15 +113,21 @@ def warning(bench: Workbench, expected_bytes: int = 0) -> str:
     )
 
 
+_needs: dict[str, int] = {}  # by run: what decides it is part of the run's identity
+
+
 def _expected(bench: Workbench) -> Iterator[int]:
     with bench.store.read() as connection:
-        active = records.runs_in(connection, sorted(ACTIVE))
-    for run in active:
-        # A record of another release or a damaged one: the run itself tells what is the matter.
-        with suppress(ExtractionKitError, LookupError, TypeError, ValueError):
-            training = bench.training(run.training_id)
-            corpus = bench.recorded_corpus(run.corpus)
-            yield disk_bytes(training, corpus, bench.config_of(run))
+        active = records.ids_in(connection, sorted(ACTIVE))
+        new = [records.run(connection, one) for one in active if one not in _needs]
+    for run in new:
+        if run is not None:
+            # A damaged record, or of another release: the run itself tells what is the matter.
+            with suppress(ExtractionKitError, LookupError, TypeError, ValueError):
+                training = bench.training(run.training_id)
+                corpus = bench.recorded_corpus(run.corpus)
+                _needs[run.run_id] = disk_bytes(training, corpus, bench.config_of(run))
+    return (_needs.get(run_id, 0) for run_id in active)
 
 
 def tree_bytes(folder: Path) -> int:

@@ -149,7 +149,9 @@ def purge(bench: Workbench, older_than: str | timedelta = OLDER_THAN) -> Purge:
             gone.append(one)
     _remove(planned.leftovers)
     corpora = _remove_corpora(bench, planned.corpora)
-    left = plan(bench, older_than).leftovers
+    with bench.store.read() as connection:
+        deleted = records.deleted_runs(connection)
+    left = _leftovers(bench, [run for run in deleted if run.purged_at is not None])
     problems = tuple(
         f"{path} could not be removed: look at its permissions, then purge again"
         for path in left

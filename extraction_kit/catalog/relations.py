@@ -37,7 +37,7 @@ class CatalogRows:
     events: list[dict[str, Any]] = field(default_factory=list)
     """As `tables.EVENTS`."""
     label_history: pa.Table = field(default_factory=LABEL_HISTORY.schema.empty_table)
-    """As `tables.LABEL_HISTORY`; from `labelled.label_table`, which need not be asked each time."""
+    """As `tables.LABEL_HISTORY`, from `labelled.label_table`: made anew only when it grew."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Run id to its published folder ``run_id=<run id>``; committed runs only."""
     corpora: Mapping[str, Path] = field(default_factory=dict)

@@ -125,6 +125,14 @@ def runs_in(connection: Connection, states: Sequence[RunState]) -> list[RunRecor
     return [_run(row) for row in connection.execute(question.order_by(runs.c.created_at))]
 
 
+def ids_in(connection: Connection, states: Sequence[RunState]) -> list[str]:
+    """Return the ids of the runs in any of `states`; none that is deleted."""
+    question = select(runs.c.run_id).where(
+        runs.c.state.in_([str(state) for state in states]), runs.c.deleted_at.is_(None)
+    )
+    return list(connection.execute(question).scalars())
+
+
 def deleted_runs(connection: Connection) -> list[RunRecord]:
     """Return the deleted runs, those deleted first before the others."""
     question = _DELETED.order_by(runs.c.deleted_at, runs.c.run_id)

@@ -389,6 +389,19 @@ def test_a_purge_that_dies_is_finished_by_the_next_one(lab, monkeypatch, dies_at
     assert not lab.ws.purge(older_than="0d").is_needed
 
 
+def test_what_cannot_be_removed_is_named_and_tried_again(lab, monkeypatch):
+    run_id = lab.completed()
+    lab.ws.run(run_id).delete()
+    with monkeypatch.context() as patch:
+        patch.setattr(purging, "remove_folder", lambda _: None)  # as without permission
+        done = lab.ws.purge(older_than="0d", apply=True)
+    (problem,) = done.problems
+    assert "could not be removed" in problem
+    assert not lab.folder(run_id).exists()
+    assert lab.ws.purge(older_than="0d", apply=True).problems == ()
+    assert not list(lab.home.rglob("*.purged"))
+
+
 def test_a_process_that_publishes_after_the_purge_brings_nothing_back(lab):
     run_id = lab.begun(lab.content())
     put(lab, run_id, RunState.INTERRUPTED)
@@ -520,4 +533,5 @@ def test_what_waits_counts_as_space_that_is_taken(tmp_path, monkeypatch):
     assert lab.ws.disk().warning == ""
     lab.begun(lab.content())
     monkeypatch.setattr(disk, "disk_bytes", lambda *_: 30 * 2**20)
+    monkeypatch.setattr(disk, "_needs", {})
     assert "may take 30.0 MiB" in lab.ws.disk().warning
