@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from extraction_kit.config import ExtractionConfig
+from extraction_kit.disk import DiskUse, size_text
 from extraction_kit.doctor import examine
 from extraction_kit.errors import BadConfig, BadSettings, ExtractionKitError
 from extraction_kit.lifecycle import RunState
 from extraction_kit.monitor import look, watch
 from extraction_kit.paths import find_workspace
+from extraction_kit.purging import OLDER_THAN
 from extraction_kit.repair import plan, repair
 from extraction_kit.version import __version__
 from extraction_kit.views import RunView
@@ -91,8 +93,24 @@ def _parser() -> argparse.ArgumentParser:
         commands, "repair", _repair, help_="restore ledger rows from published results"
     )
     repair_.add_argument("--yes", action="store_true", help="do it without asking")
+    _add_deletion(commands)
     _add(commands, "doctor", _doctor, help_="check this machine and say what to do")
     return parser
+
+
+def _add_deletion(commands: Any) -> None:  # noqa: ANN401 - see `_add`
+    delete = _add(commands, "delete", _delete, help_="hide a run; its files go later")
+    delete.add_argument("run_id")
+    restore = _add(commands, "restore", _restore, help_="bring a deleted run back")
+    restore.add_argument("run_id")
+    purge = _add(commands, "purge", _purge, help_="remove the files of deleted runs")
+    purge.add_argument(
+        "--older-than",
+        default=OLDER_THAN,
+        metavar="AGE",
+        help="of runs deleted so long ago: 30d, 12h, 90m (default: %(default)s)",
+    )
+    purge.add_argument("--yes", action="store_true", help="do it without asking")
 
 
 def _add(
@@ -156,30 +174,41 @@ def _status(arguments: argparse.Namespace) -> int:
     views = workspace.views()
     if arguments.run_id is not None:
         views = [workspace.run(arguments.run_id).view]
+    use = workspace.disk()
     if arguments.json:
-        print(json.dumps([_row(view) for view in views], indent=1))
+        print(json.dumps([_row(view, use) for view in views], indent=1))
     else:
-        _print_table(views)
+        _print_table(views, use)
     return OK
 
 
-def _row(view: RunView) -> dict[str, Any]:
+def _row(view: RunView, use: DiskUse) -> dict[str, Any]:
     values = view.to_dict()
-    return {name: values[name] for name in _STATUS_FIELDS}
+    row = {name: values[name] for name in _STATUS_FIELDS}
+    size = use.runs.get(view.run_id)
+    return row | {
+        "results_bytes": None if size is None else size.results,
+        "checkpoint_bytes": None if size is None else size.checkpoints,
+        "corpus_digest": None if size is None else size.corpus_digest,
+        "corpus_bytes": None if size is None else use.corpora[size.corpus_digest],
+    }
 
 
-def _print_table(views: Sequence[RunView]) -> None:
+def _print_table(views: Sequence[RunView], use: DiskUse) -> None:
     if not views:
         print("no runs yet: launch one with ws.launch(...) or `extraction-kit launch`")
     for view in views:
         tokens = f"{view.n_tokens_done:,}/{view.n_tokens:,} tokens"
+        size = use.runs.get(view.run_id)
+        n_bytes = 0 if size is None else size.results + size.checkpoints
         print(
             f"{view.run_id}  {view.state:<12}{view.progress:>5.0%}  {tokens:>28}  "
-            f"{view.training_id} g{view.generation} a{view.attempt}  "
-            f"{view.created_at:%Y-%m-%d %H:%M}"
+            f"{size_text(n_bytes):>10}  {view.training_id} g{view.generation} "
+            f"a{view.attempt}  {view.created_at:%Y-%m-%d %H:%M}"
         )
         for note in view.findings:
             print(f"    ! {note}")
+    print(f"disk  {use!r}")
 
 
 def _worker(arguments: argparse.Namespace) -> int:
@@ -235,6 +264,31 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _cancel(arguments: argparse.Namespace) -> int:
     print(repr(_open(arguments).run(arguments.run_id).cancel()))
     return OK
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    run = _open(arguments).run(arguments.run_id).delete()
+    print(f"{run!r}\n`extraction-kit restore {run.run_id}` brings it back")
+    return OK
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    print(repr(_open(arguments).restore(arguments.run_id)))
+    return OK
+
+
+def _purge(arguments: argparse.Namespace) -> int:
+    workspace = _open(arguments)
+    shown = workspace.purge(older_than=arguments.older_than)
+    print(shown)
+    if not shown.is_needed:
+        return OK
+    if not (arguments.yes or _confirmed()):
+        print("nothing was removed; `extraction-kit purge --yes` does it")
+        return FAILED
+    purged = workspace.purge(older_than=arguments.older_than, apply=True)
+    print(f"\n{purged}")
+    return FAILED if purged.problems else OK
 
 
 def _monitor(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """What is wrong with this machine for extractions, and what to do about each finding."""
 
 import platform
-import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from extraction_kit import embedded
+from extraction_kit import disk, embedded
 from extraction_kit.config import Settings
 from extraction_kit.errors import ExtractionKitError
 from extraction_kit.ledger.store import SAFE_WAL
@@ -134,11 +133,13 @@ def _worker(bench: Workbench) -> Iterator[Finding]:
 
 
 def _disk(bench: Workbench) -> Iterator[Finding]:
-    free = shutil.disk_usage(bench.paths.shared).free
+    free = bench.free_bytes()
     text = f"{free / 2**30:.1f} GiB free at {bench.paths.shared}"
     if free < bench.settings.min_free_bytes:
         need = bench.settings.min_free_bytes / 2**20
         text += f"; a launch needs {need:.0f} MiB: free some space"
         yield Finding(subject="disk", grade=Grade.PROBLEM, text=text)
         return
-    yield Finding(subject="disk", grade=Grade.GOOD, text=text)
+    warning = disk.warning(bench)
+    grade = Grade.NOTE if warning else Grade.GOOD
+    yield Finding(subject="disk", grade=grade, text=warning or text)

@@ -13,12 +13,13 @@ root, so that ``except Refused`` cannot hide a failure.
     - NothingToResume           there is no such run, or it never started
     - NothingToCancel           the run is not active any more
     - TooLateToCancel           results are being published
+    - RunDeleted                a person deleted the run: restore it, or the next generation
     - GenerationUnavailable     the generation asked for may not be created yet
     - TrainingConflict          the id is registered with other content
   x BadInput                    what was passed cannot be used
     - UnknownTraining, UnknownRun, UnknownFeature
     - BadConfig, BadSettings, BadTrainingId
-    - BadSae, BadModel, BadCorpus, BadQuery, BadExport
+    - BadSae, BadModel, BadCorpus, BadQuery, BadExport, BadLabel
   x Failure                     something that should work does not
     - WorkspaceUnusable         not writable, full, or of a newer version
     - LedgerBusy                the ledger stayed locked
@@ -111,6 +112,10 @@ class NothingToCancel(RunRefused):
 
 class TooLateToCancel(RunRefused):
     """The results are being published; the run completes."""
+
+
+class RunDeleted(RunRefused):
+    """A person deleted the run; until it is restored nothing reads or continues it."""
 
 
 class GenerationUnavailable(RunRefused):
@@ -221,6 +226,10 @@ class BadQuery(BadInput):
 
 class BadExport(BadInput):
     """An export would overwrite something, or lacks what its format needs."""
+
+
+class BadLabel(BadInput):
+    """A label says nothing, is too long, or a table of labels has a row that cannot be read."""
 
 
 # --- failures -------------------------------------------------------------------------

@@ -152,28 +152,36 @@ class Answer(StrEnum):
     ALREADY_COMPLETED = "AlreadyCompleted"
     NOTHING_TO_CANCEL = "NothingToCancel"
     TOO_LATE = "TooLateToCancel"
+    DELETE = "deleted at once, files later"
+    DELETED = "RunDeleted"
 
 
-def answer_to_launch(state: RunState | None) -> Answer:
+def answer_to_launch(state: RunState | None, *, deleted: bool = False) -> Answer:
     """Decide what ``launch`` does when the same content is in `state` (None: never seen)."""
     if state is None:
         return Answer.NEW_RUN
+    if deleted:
+        return Answer.DELETED
     if state in ACTIVE:
         return Answer.ATTACH
     return Answer.RETURN if state is RunState.COMPLETED else Answer.REST
 
 
-def answer_to_resume(state: RunState | None) -> Answer:
+def answer_to_resume(state: RunState | None, *, deleted: bool = False) -> Answer:
     """Decide what ``resume`` does for a run in `state`."""
     if state is None:
         return Answer.NOTHING_TO_RESUME
+    if deleted:
+        return Answer.DELETED
     if state in ACTIVE:
         return Answer.STILL_ACTIVE
     return Answer.ALREADY_COMPLETED if state is RunState.COMPLETED else Answer.NEW_ATTEMPT
 
 
-def answer_to_cancel(state: RunState | None) -> Answer:
+def answer_to_cancel(state: RunState | None, *, deleted: bool = False) -> Answer:
     """Decide what ``cancel`` does for a run in `state`."""
+    if deleted:
+        return Answer.DELETED
     if state in UNCLAIMED:
         return Answer.CANCEL_NOW
     if state is RunState.EXTRACTING:
@@ -185,6 +193,11 @@ def answer_to_cancel(state: RunState | None) -> Answer:
         if state is RunState.COMPLETED
         else Answer.NOTHING_TO_CANCEL
     )
+
+
+def answer_to_delete(state: RunState) -> Answer:
+    """Decide what ``delete`` does for a run in `state`."""
+    return Answer.STILL_ACTIVE if state in ACTIVE else Answer.DELETE
 
 
 # --- identities ---------------------------------------------------------------------------

@@ -122,6 +122,10 @@ class Paths:
         """Return where the results of a run are, or will be."""
         return self.results / f"run_id={run_id}"
 
+    def tombstone_of(self, run_id: str) -> Path:
+        """Return the file that says beside the results that a run was deleted."""
+        return self.results / ".deleted" / f"{run_id}.json"
+
     def staging_of(self, run_id: str, attempt: int) -> Path:
         """Return where one attempt stages its results."""
         return self.staging / f"{run_id}-a{attempt}"

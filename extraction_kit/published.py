@@ -1,14 +1,14 @@
 """Read a published result as rows of the ledger, if all of it fits together."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from extraction_kit.catalog.publish import MANIFEST, read_manifest, verify
+from extraction_kit.catalog.publish import MANIFEST, bytes_of, read_manifest, verify
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig
-from extraction_kit.corpora import Corpus
 from extraction_kit.ledger.restoring import PublishedRun
 from extraction_kit.lifecycle import check_training_id, digest_of, job_id_of, run_id_of
 from extraction_kit.trainings import Training
@@ -59,7 +59,7 @@ def read_published(bench: Workbench, folder: Path) -> PublishedRun | Unfit:
         )
     try:
         _check(bench, folder, manifest)
-        published = _rows(manifest, folder)
+        published = _rows(bench, manifest, folder)
     except _Misfit as misfit:
         return unfit(f"{misfit}. Not restored: what does not fit together is no evidence")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -67,6 +67,22 @@ def read_published(bench: Workbench, folder: Path) -> PublishedRun | Unfit:
         return unfit(f"its {MANIFEST} cannot be understood ({words}). {_BACKUP}")
     problems = verify(folder)
     return unfit(f"{'; '.join(problems)}. {_advice(run_id)}") if problems else published
+
+
+def deleted_at(bench: Workbench, run_id: str) -> datetime | None:
+    """Return since when a run is deleted, as is written beside the results; None if not."""
+    path = bench.paths.tombstone_of(run_id)
+    if not path.exists():
+        return None
+    try:
+        return datetime.fromisoformat(json.loads(path.read_bytes())["deleted_at"])
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # it is there, and that is what counts
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def _advice(run_id: str | None) -> str:
@@ -116,18 +132,12 @@ def _training_digest(training: Training) -> str:
 def _content_key(bench: Workbench, training: Training, manifest: Mapping[str, Any]) -> str:
     if manifest["format"] != STATISTICS_FORMAT:  # its recipe is another release's
         return str(manifest["content_key"])
-    record = dict(manifest["corpus"])
-    corpus = Corpus(
-        path=bench.paths.corpora / record["digest"],
-        vocab=bench.paths.vocab / record.pop("vocab"),
-        pad_id=0,  # not recorded, and no part of the key
-        **record,
-    )
+    corpus = bench.recorded_corpus(manifest["corpus"])  # pad_id is no part of the key
     config = ExtractionConfig.from_dict(manifest["config"])
     return bench.content_key(training, corpus, config)
 
 
-def _rows(manifest: Mapping[str, Any], folder: Path) -> PublishedRun:
+def _rows(bench: Workbench, manifest: Mapping[str, Any], folder: Path) -> PublishedRun:
     created_at = datetime.fromisoformat(manifest["created_at"])
     job_id = job_id_of(
         manifest["training_id"],
@@ -152,6 +162,8 @@ def _rows(manifest: Mapping[str, Any], folder: Path) -> PublishedRun:
             "job_id": manifest.get("job_id", job_id),
             "kit_version": manifest.get("kit_version", "unknown"),
             "completed_at": datetime.fromisoformat(manifest["published_at"]),
+            "results_bytes": bytes_of(manifest),
+            "deleted_at": deleted_at(bench, manifest["run_id"]),
         },
         training={
             "training_id": manifest["training_id"],

@@ -20,7 +20,13 @@ from typing import Any
 
 from extraction_kit import outbox
 from extraction_kit.atomic import remove_folder
-from extraction_kit.catalog.publish import publish, read_manifest, staged_and_sound, verify
+from extraction_kit.catalog.publish import (
+    bytes_of,
+    publish,
+    read_manifest,
+    staged_and_sound,
+    verify,
+)
 from extraction_kit.config import Settings
 from extraction_kit.jobqueue import Evidence, JobQueue
 from extraction_kit.ledger import events, records
@@ -402,6 +408,7 @@ def completion(manifest: dict[str, Any], folder: Path, *, at: datetime) -> dict[
         "result_digest": manifest["result_digest"],
         "published_attempt": manifest["attempt"],
         "summary": manifest["summary"],
+        "results_bytes": bytes_of(manifest),
         "error": None,
         "error_traceback": None,
         "cancel_requested": False,

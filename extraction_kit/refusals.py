@@ -1,4 +1,4 @@
-"""Why something is not launched, resumed or cancelled: in words, and in the ledger's events."""
+"""Why something is not launched, resumed, cancelled or deleted: in words, and as events."""
 
 from extraction_kit.errors import (
     AlreadyCompleted,
@@ -6,6 +6,7 @@ from extraction_kit.errors import (
     NothingToResume,
     Refused,
     RestsUntilResumed,
+    RunDeleted,
     RunRefused,
     StillActive,
     TooLateToCancel,
@@ -15,11 +16,19 @@ from extraction_kit.ledger import events
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.store import Connection
 from extraction_kit.ledger.transitions import Mover
-from extraction_kit.lifecycle import Answer, RunState, answer_to_cancel, answer_to_resume
+from extraction_kit.lifecycle import (
+    Answer,
+    RunState,
+    answer_to_cancel,
+    answer_to_delete,
+    answer_to_resume,
+)
 
 
 def of_launch(run: RunRecord) -> RunRefused:
-    """Return why a completed or resting run is not launched (again), and what to type."""
+    """Return why a run that has ended is not launched (again), and what to type."""
+    if run.deleted_at is not None:
+        return deleted(run)
     facts = {"run_id": run.run_id, "state": str(run.state)}
     if run.state is RunState.COMPLETED and run.completed_at is not None:
         because = (
@@ -35,6 +44,21 @@ def of_launch(run: RunRecord) -> RunRefused:
         "starts again by itself: run.resume() continues it from its last checkpoint"
     )
     return RestsUntilResumed(**facts, because=because)
+
+
+def deleted(run: RunRecord) -> RunDeleted:
+    """Return the refusal of everything but ``restore`` for a run that a person deleted."""
+    if run.purged_at is not None:
+        way_back = f"its files were purged {run.purged_at:%Y-%m-%d}, nothing brings it back"
+    else:
+        way_back = f"ws.restore({run.run_id!r}) brings it back as it was"
+    because = (
+        f"run {run.run_id} of training {run.training_id!r} (generation {run.generation}, "
+        f"{run.state}) is deleted since {run.deleted_at:%Y-%m-%d %H:%M:%S} UTC: {way_back}. "
+        "Deleted content is never computed again by itself: launch it with "
+        f"generation={run.generation + 1} to compute it anew"
+    )
+    return RunDeleted(run_id=run.run_id, state=str(run.state), because=because)
 
 
 def busy_with(run: RunRecord) -> TrainingBusy:
@@ -70,7 +94,9 @@ def cannot_verify(run: RunRecord) -> StillActive:
 
 def of_resume(run: RunRecord) -> RunRefused | None:
     """Return why a run cannot be resumed; None if it can."""
-    answer = answer_to_resume(run.state)
+    answer = answer_to_resume(run.state, deleted=run.deleted_at is not None)
+    if answer is Answer.DELETED:
+        return deleted(run)
     if answer is Answer.ALREADY_COMPLETED:
         return of_launch(run)
     if answer is Answer.STILL_ACTIVE:
@@ -84,7 +110,9 @@ def of_resume(run: RunRecord) -> RunRefused | None:
 
 def of_cancel(run: RunRecord) -> RunRefused | None:
     """Return why a run cannot be cancelled; None if it can."""
-    answer = answer_to_cancel(run.state)
+    answer = answer_to_cancel(run.state, deleted=run.deleted_at is not None)
+    if answer is Answer.DELETED:
+        return deleted(run)
     facts = {"run_id": run.run_id, "state": str(run.state)}
     if answer is Answer.ALREADY_COMPLETED:
         return of_launch(run)
@@ -98,6 +126,17 @@ def of_cancel(run: RunRecord) -> RunRefused | None:
         because = f"run {run.run_id} is {run.state}: nothing runs that could be cancelled"
         return NothingToCancel(**facts, because=because)
     return None
+
+
+def of_delete(run: RunRecord) -> RunRefused | None:
+    """Return why a run cannot be deleted; None if it can."""
+    if answer_to_delete(run.state) is not Answer.STILL_ACTIVE:
+        return None
+    because = (
+        f"run {run.run_id} is {run.state} (job {run.job_id}): only a run that has ended can be "
+        "deleted. Stop it with run.cancel(), or wait for it with run.wait(), then delete it"
+    )
+    return StillActive(run_id=run.run_id, state=str(run.state), because=because)
 
 
 def note(connection: Connection, run: RunRecord, refusal: Refused, *, by: Mover) -> None:

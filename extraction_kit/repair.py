@@ -224,7 +224,9 @@ def _lost(paths: Paths) -> str:
     return (
         "Results know completed runs only: runs that were not completed, events and refusals "
         "cannot be restored, nor trainings without a result. Register and launch those "
-        f"again; what has a checkpoint continues from it{kept}"
+        f"again; what has a checkpoint continues from it{kept}. Labels were in the ledger only: "
+        "ws.import_labels(...) reads back a CSV that ws.export_labels(...) wrote. Deleted runs "
+        "stay deleted; that a run was purged is not known any more"
     )
 
 
@@ -282,7 +284,11 @@ def _compare(
         why = restoring.contradiction(placed, seen)
         if why:
             steps.append(Step(published=placed, seen=seen, why=why))
-    unfit = (Problem(subject=one.subject, text=one.text) for one in results.unfit.values())
+    unfit = (
+        Problem(subject=one.subject, text=one.text)
+        for run_id, one in results.unfit.items()
+        if not restoring.is_deleted(known.get(run_id, Seen()))
+    )
     return Repair(
         home=paths.home,
         ledger=ledger,
@@ -327,7 +333,8 @@ def _without_result(
     """Yield the completed runs whose result is gone; what is damaged is reported as such."""
     for run_id, seen in sorted(known.items()):
         run = seen.run
-        if run is None or run["state"] != RunState.COMPLETED:
+        is_completed = run is not None and run["state"] == RunState.COMPLETED
+        if run is None or not is_completed or restoring.is_deleted(seen):
             continue
         if run_id not in results.sound and run_id not in results.unfit:
             yield Problem(

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, SupportsIndex
 
-from extraction_kit import service, status, widgets
+from extraction_kit import deletion, refusals, service, status, widgets
 from extraction_kit.catalog import reading
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.errors import (
@@ -69,6 +69,8 @@ class Watcher:
         A run that waits to be accepted by the queue is sent again.
         """
         run = service.read_run(self.bench, run_id)
+        if run.deleted_at is not None:  # its corpus may be gone
+            raise refusals.deleted(run)
         content = service.content_of(
             self.bench,
             self.bench.training(run.training_id),
@@ -92,6 +94,18 @@ class Watcher:
         service.resume(self.bench, run_id, force=force)
         return self.view(run_id)
 
+    def delete(self, run_id: str) -> RunView:
+        """Delete a run that has ended."""
+        if deletion.delete(self.bench, run_id):
+            status.refresh_snapshot(self.bench)
+        return self.view(run_id)
+
+    def restore(self, run_id: str) -> RunView:
+        """Undo the deletion of a run."""
+        if deletion.restore(self.bench, run_id):
+            status.refresh_snapshot(self.bench)
+        return self.view(run_id)
+
     def highlights(self, run_id: str, n: int) -> list[dict[str, Any]]:
         """Return some features of a completed run with their best example.
 
@@ -99,9 +113,9 @@ class Watcher:
         at least as many contexts as a feature keeps examples, found once per result.
         """
         run = self.view(run_id)
-        if run.state is not RunState.COMPLETED or run.results_dir is None:
+        if run.state is not RunState.COMPLETED or run.deleted_at is not None:
             return []
-        features = _typical_features(Path(run.results_dir), n)
+        features = _typical_features(self.bench.paths.results_of(run_id), n)
         found = []
         for row in features:
             windows = self.windows(run_id, row["feature"], k=1, group="top")
@@ -292,6 +306,20 @@ class Run(ResultReader):
         self.refusal = None
         return self
 
+    def delete(self) -> Self:
+        """Delete the run: it leaves every list and view at once, its files go later.
+
+        Until they are purged ``ws.restore(run_id)`` brings it back. Labels of its features
+        stay. The same content is not launched again by itself.
+
+        Raises
+        ------
+        StillActive
+            It has not ended: cancel it first.
+        """
+        self._watcher.delete(self.run_id)
+        return self
+
     # --- reading: see `ResultReader` ----------------------------------------------------------
 
     def _read_windows(
@@ -307,6 +335,8 @@ class Run(ResultReader):
 
     def _results(self) -> Path:
         run = self.view
+        if run.deleted_at is not None:
+            raise refusals.deleted(service.read_run(self._watcher.bench, self.run_id))
         if run.state is RunState.COMPLETED and run.results_dir is not None:
             return self._watcher.bench.paths.results_of(self.run_id)
         raise RunFailed(

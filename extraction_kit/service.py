@@ -5,16 +5,19 @@ Each decision is made inside one write transaction of the ledger, from the table
 that race. What was decided is committed before the queue hears of it.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from extraction_kit import refusals
+from extraction_kit import disk, refusals
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import (
+    BadCorpus,
     GenerationUnavailable,
     LedgerConflict,
+    RunDeleted,
     RunRefused,
     TrainingBusy,
     TrainingConflict,
@@ -41,13 +44,14 @@ from extraction_kit.lifecycle import (
     RunState,
     answer_to_cancel,
     answer_to_launch,
-    answer_to_resume,
     job_id_of,
     run_id_of,
 )
 from extraction_kit.trainings import Training
 from extraction_kit.version import __version__
 from extraction_kit.workbench import Workbench, corpus_record
+
+log = logging.getLogger(__name__)
 
 # --- trainings ------------------------------------------------------------------------------
 
@@ -141,7 +145,9 @@ def launch(
     TrainingBusy
         Another run of the training is active.
     GenerationUnavailable
-        The generation asked for does not follow a completed one.
+        The generation asked for does not follow a completed or deleted one.
+    RunDeleted
+        A person deleted the run of this content; the next generation computes it anew.
     ServerNotStarted, WorkerNotStarted, WorkspaceUnusable
         Nothing could be run here; nothing was made.
     """
@@ -150,6 +156,9 @@ def launch(
     if found is None:  # only new work needs space, a server and a worker; before any row
         expected = disk_bytes(content.training, content.corpus, content.config)
         bench.require_space(expected)
+        warning = disk.warning(bench, expected)
+        if warning:
+            log.warning("%s", warning)
         bench.start_processes()
     by = bench.mover(Actor.LAUNCHER)
     row = _new_row(bench, content, generation or 1, by=by)
@@ -173,21 +182,37 @@ def _decide(
     refusal: RunRefused | None = None
     with bench.store.write() as connection:
         run = _find(connection, content, generation)
-        answer = answer_to_launch(None if run is None else run.state)
+        answer = _answer(run)
         if run is None:
             busy = records.active_run(connection, content.training.training_id)
             if busy is not None:
                 run, refusal = busy, refusals.busy_with(busy)
             else:
+                _require_corpus(content.corpus)
                 insert_run(connection, row, by=by)
                 return Launched(run_id=row["run_id"], answer=answer)
-        elif answer in {Answer.RETURN, Answer.REST}:
+        elif answer in {Answer.RETURN, Answer.REST, Answer.DELETED}:
             refusal = refusals.of_launch(run)
         if refusal is not None:
             refusals.note(connection, run, refusal, by=by)
-    if isinstance(refusal, TrainingBusy):
-        raise refusal
+    if isinstance(refusal, (TrainingBusy, RunDeleted)):
+        raise refusal  # a handle would show another config's numbers, or none
     return Launched(run_id=run.run_id, answer=answer, refusal=refusal)
+
+
+def _require_corpus(corpus: Corpus) -> None:
+    """Refuse a corpus that was purged since it was prepared: nobody purges meanwhile."""
+    if not corpus.path.is_dir():
+        raise BadCorpus(
+            f"the prepared corpus {corpus.path} is gone: type the launch again with the texts, "
+            "which prepares it anew"
+        )
+
+
+def _answer(run: RunRecord | None) -> Answer:
+    if run is None:
+        return answer_to_launch(None)
+    return answer_to_launch(run.state, deleted=run.deleted_at is not None)
 
 
 def _find(
@@ -196,8 +221,9 @@ def _find(
     """Return the run that a launch is about; None if it is a new one."""
     known = records.generations(connection, content.training.training_id, content.key)
     if generation is None:
-        completed = [run for run in known if run.state is RunState.COMPLETED]
-        best = completed or known
+        shown = [run for run in known if run.deleted_at is None]
+        completed = [run for run in shown if run.state is RunState.COMPLETED]
+        best = completed or shown or known
         return best[-1] if best else None
     for run in known:
         if run.generation == generation:
@@ -212,11 +238,10 @@ def _require_predecessor(
     latest = known[-1] if known else None
     if generation == 1 and latest is None:
         return
-    if (
-        latest is not None
-        and latest.state is RunState.COMPLETED
-        and generation == latest.generation + 1
-    ):
+    is_final = latest is not None and (
+        latest.state is RunState.COMPLETED or latest.deleted_at is not None
+    )
+    if latest is not None and is_final and generation == latest.generation + 1:
         return
     training_id = content.training.training_id
     if latest is None:
@@ -224,7 +249,7 @@ def _require_predecessor(
             "none",
             "nothing of this content was launched yet: leave generation out",
         )
-    elif latest.state is RunState.COMPLETED:
+    elif is_final:
         state = str(latest.state)
         is_so = f"generation {latest.generation + 1} is the next one"
     else:
@@ -284,7 +309,7 @@ def resume(bench: Workbench, run_id: str, *, force: bool = False) -> None:
 
     Raises
     ------
-    AlreadyCompleted, StillActive, NothingToResume, TrainingBusy
+    AlreadyCompleted, StillActive, NothingToResume, TrainingBusy, RunDeleted
         There is nothing to continue, or not now; nothing was changed.
     """
     run = read_run(bench, run_id)
@@ -294,7 +319,7 @@ def resume(bench: Workbench, run_id: str, *, force: bool = False) -> None:
     if run.state in CLAIMED and bench.is_stuck(run):
         _stop_stuck(bench, run, force=force)
         run = read_run(bench, run_id)
-    if answer_to_resume(run.state) is Answer.NEW_ATTEMPT:
+    if refusals.of_resume(run) is None:
         bench.require_space()
         bench.start_processes()
     by = bench.mover()
@@ -366,7 +391,7 @@ def cancel(bench: Workbench, run_id: str) -> None:
 
     Raises
     ------
-    AlreadyCompleted, TooLateToCancel, NothingToCancel
+    AlreadyCompleted, TooLateToCancel, NothingToCancel, RunDeleted
         There is nothing to stop; nothing was changed.
     """
     by = bench.mover()

@@ -4,25 +4,33 @@ Nothing here changes anything. Wall-clock ages are for display; findings that le
 action are made by :mod:`extraction_kit.reconcile`.
 """
 
+import functools
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from extraction_kit import embedded, refusals
+from extraction_kit.catalog.labelled import label_table
 from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.checkpoints import newest_meta
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.jobqueue import Evidence
-from extraction_kit.ledger import events, records
+from extraction_kit.ledger import events, labels, records
 from extraction_kit.ledger.records import RunRecord, TrainingRecord
+from extraction_kit.ledger.store import Store
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat
 from extraction_kit.service import read_run
 from extraction_kit.views import Happening, RunView
 from extraction_kit.workbench import Workbench
+
+log = logging.getLogger(__name__)
 
 
 def view(bench: Workbench, run_id: str) -> RunView:
@@ -106,6 +114,8 @@ def _view(
         progress_age_s=_age_s(working, "progress_at"),
         checkpoint_tokens=checkpoint,
         cancel_requested=run.cancel_requested,
+        results_bytes=run.results_bytes,
+        deleted_at=run.deleted_at,
         refusal=str(refusals.of_launch(run))
         if n_refusals and run.state not in ACTIVE
         else None,
@@ -159,6 +169,13 @@ def _worker(run: RunRecord) -> str | None:
 
 
 def _findings(bench: Workbench, run: RunRecord, beat: Beat | None) -> Iterator[str]:
+    if run.deleted_at is not None:
+        yield f"deleted since {run.deleted_at:%Y-%m-%d %H:%M} UTC"
+    if run.state in ACTIVE and bench.disk_is_low():
+        yield (
+            f"the disk of {bench.paths.shared} is nearly full: if it fills up the run fails, "
+            "with its checkpoint kept. `extraction-kit purge` shows what can go"
+        )
     if run.state in UNCLAIMED:
         yield from _findings_while_waiting(bench, run)
     if run.state in CLAIMED:
@@ -194,6 +211,10 @@ def _findings_while_working(
 
 
 def _advice(run: RunRecord, checkpoint: int | None) -> str:
+    if run.purged_at is not None:
+        return f"its files are purged; a launch with generation={run.generation + 1} is new"
+    if run.deleted_at is not None:
+        return f"ws.restore({run.run_id!r}) brings it back"
     if run.state is RunState.COMPLETED:
         return "run.features()"
     if run.state in RESTING:
@@ -265,12 +286,18 @@ def catalog_rows(bench: Workbench) -> CatalogRows:
         trainings = records.all_trainings(connection)
         run_records = records.all_runs(connection)
         happened = records.all_events(connection)
+        said = labels.state(connection)
     done = [run for run in run_records if run.state is RunState.COMPLETED]
     paths = bench.paths
+    saes = {one.training_id: one.spec["sae"].get("digest") for one in trainings}
     return CatalogRows(
-        runs=[_run_row(one, run) for one, run in _with_views(bench, run_records)],
+        runs=[
+            _run_row(one, run, sae_digest=saes[run.training_id])
+            for one, run in _with_views(bench, run_records)
+        ],
         trainings=[_training_row(one) for one in trainings],
         events=happened,
+        label_history=_label_history(bench.store, said),
         folders={
             run.run_id: paths.results_of(run.run_id)
             for run in done
@@ -287,6 +314,18 @@ def catalog_rows(bench: Workbench) -> CatalogRows:
     )
 
 
+@functools.lru_cache(maxsize=2)
+def _label_history(store: Store, said: tuple[object, ...] | None) -> pa.Table:
+    """Return all changes of labels; read again only when there are more (`labels.state`)."""
+    if said is None:
+        return label_table([])
+    with store.read() as connection:
+        changes = labels.history(connection)
+    return label_table(
+        {**vars(one), "changed_at": one.at, "changed_by": one.by} for one in changes
+    )
+
+
 def _format(run: RunRecord) -> int | None:
     return (run.summary or {}).get("statistics_format")
 
@@ -300,12 +339,13 @@ def _with_views(
 _OF_SUMMARY = ("mse", "n_dense", "ce_loss_recovered", "statistics_format")
 
 
-def _run_row(one: RunView, run: RunRecord) -> dict[str, Any]:
+def _run_row(one: RunView, run: RunRecord, *, sae_digest: str | None) -> dict[str, Any]:
     row = {name: getattr(one, name) for name in RunView.__dataclass_fields__}
     summary = run.summary or {}
     return row | {
         **{name: summary.get(name) for name in _OF_SUMMARY},
         "content_key": run.content_key,
+        "sae_digest": sae_digest,
         "corpus_digest": run.corpus_digest,
         "config": json.dumps(dict(run.config), sort_keys=True),
     }
@@ -316,6 +356,7 @@ def _training_row(one: TrainingRecord) -> dict[str, Any]:
     return {
         "training_id": one.training_id,
         "digest": one.digest,
+        "sae_digest": sae.get("digest"),
         "architecture": sae["architecture"],
         "d_in": sae["d_in"],
         "d_sae": sae["d_sae"],
@@ -324,6 +365,14 @@ def _training_row(one: TrainingRecord) -> dict[str, Any]:
         "sae_path": sae["path"],
         "created_at": one.created_at,
     }
+
+
+def refresh_snapshot(bench: Workbench) -> None:
+    """Rebuild ``catalog.duckdb``; a failure is logged: it is derived, and must cost nothing."""
+    try:
+        write_snapshot(bench)
+    except Exception:
+        log.exception("catalog.duckdb was not rebuilt")
 
 
 def write_snapshot(bench: Workbench) -> None:

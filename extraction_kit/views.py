@@ -60,6 +60,8 @@ class RunView:
     progress_age_s: float | None = None
     checkpoint_tokens: int | None = None  # where resume() would continue
     cancel_requested: bool = False
+    results_bytes: int | None = None  # of its published files
+    deleted_at: datetime | None = None  # by a person; the state stays what it was
     refusal: str | None = None  # why the last launch was refused, for this handle
     n_refusals: int = 0
     findings: tuple[str, ...] = ()  # stuck, no supervisor, server unreachable, ...

@@ -208,6 +208,16 @@ class Workbench:
         """Open the corpus of a run."""
         return Corpus.load(self.paths.corpora / run.corpus_digest)
 
+    def recorded_corpus(self, record: Mapping[str, Any]) -> Corpus:
+        """Return a corpus as :func:`corpus_record` has it, without a look at its files."""
+        values = {name: value for name, value in record.items() if name != "vocab"}
+        return Corpus(
+            path=self.paths.corpora / record["digest"],
+            vocab=self.paths.vocab / record["vocab"],
+            pad_id=0,  # not recorded
+            **values,
+        )
+
     def config_of(self, run: RunRecord) -> ExtractionConfig:
         """Return the config of a run."""
         return ExtractionConfig.from_dict(run.config)
@@ -308,6 +318,16 @@ class Workbench:
         """Remove the checkpoints of a run that is completed."""
         remove_folder(self.paths.checkpoints_of(run_id))
 
+    def free_bytes(self) -> int:
+        """Return the free space where results are written, in bytes."""
+        paths = self.paths
+        folder = paths.shared if paths.shared.exists() else paths.home
+        return shutil.disk_usage(folder).free
+
+    def disk_is_low(self) -> bool:
+        """Tell whether less than twice ``Settings.min_free_bytes`` is free."""
+        return self.free_bytes() < 2 * self.settings.min_free_bytes
+
     def require_space(self, expected_bytes: int = 0) -> None:
         """Refuse to begin on a disk that is full, or will be.
 
@@ -317,8 +337,7 @@ class Workbench:
             Less than ``Settings.min_free_bytes``, or than what is expected to be written,
             is free.
         """
-        folder = self.paths.shared if self.paths.shared.exists() else self.paths.home
-        free = shutil.disk_usage(folder).free
+        folder, free = self.paths.shared, self.free_bytes()
         need = max(self.settings.min_free_bytes, expected_bytes)
         if free < need:
             fewer = (

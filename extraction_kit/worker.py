@@ -26,7 +26,7 @@ from extraction_kit.ledger.transitions import Mover, Target
 from extraction_kit.lifecycle import UNCLAIMED, Actor, Move, RunState
 from extraction_kit.liveness import Beat, ProcessIdentity
 from extraction_kit.reconcile import completion
-from extraction_kit.status import write_snapshot
+from extraction_kit.status import refresh_snapshot
 from extraction_kit.version import __version__
 from extraction_kit.workbench import Workbench
 
@@ -261,13 +261,6 @@ def _answer(bench: Workbench, run_id: str, attempt: int) -> dict[str, Any]:
     }
 
 
-def _refresh_snapshot(bench: Workbench) -> None:
-    try:
-        write_snapshot(bench)
-    except Exception:  # the snapshot is derived: it must never cost a run
-        log.exception("catalog.duckdb was not rebuilt")
-
-
 class Attempt:
     """One claimed attempt, from the claim to its end."""
 
@@ -280,7 +273,7 @@ class Attempt:
         """Extract and publish; record every way in which it can end."""
         try:
             with Lease(self._bench, self._run, self._target) as lease:
-                _refresh_snapshot(self._bench)
+                refresh_snapshot(self._bench)
                 self._complete(lease)
         except Fenced as fenced:
             log.warning(
@@ -291,7 +284,7 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 - the worker's edge: every failure is recorded
             self._fail(error)
         self._forget_beat()
-        _refresh_snapshot(self._bench)
+        refresh_snapshot(self._bench)
 
     def _forget_beat(self) -> None:
         try:

@@ -9,6 +9,7 @@ from extraction_kit import embedded, service, status, widgets
 from extraction_kit.comparison import compare
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
+from extraction_kit.curation import Curated
 from extraction_kit.errors import BadConfig, WorkerNotStarted
 from extraction_kit.estimate import Estimate, estimate
 from extraction_kit.lifecycle import Answer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from extraction_kit.catalog.session import Session
 
 
-class Workspace:
+class Workspace(Curated):
     """A directory that holds trainings, runs and results, and the processes that serve it.
 
     Parameters

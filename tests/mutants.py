@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 CELL = "tests/acceptance/matrix/test_matrix.py::test_a_run_completes_exactly_once"
 ONCE = "tests/acceptance/matrix/test_exactly_once.py"
 LEDGER = "tests/unit/test_ledger.py"
+DELETION = "tests/unit/test_deletion.py"
 FROZEN = (
     "tests/acceptance/matrix/test_frozen_reader.py::"
     "test_what_the_heartbeat_read_before_it_was_frozen_is_no_news_after_it"
@@ -118,6 +119,32 @@ MUTANTS = (
         old="    return Action.SUPERSEDE if unchanged_s >= patience_s else Action.LEAVE",
         new="    return Action.LEAVE if patience_s else Action.SUPERSEDE",
         tests=("tests/unit/test_reconcile_table.py", f"{CELL}[FLUSHALL / queued]"),
+    ),
+    Mutant(
+        guard="deleted: no move leads out",
+        file="ledger/transitions.py",
+        old="        runs.c.deleted_at.is_(None),  # a deleted run rests until it is restored\n",
+        new="",
+        tests=(
+            f"{DELETION}::test_no_move_leads_out_of_a_deleted_run_whoever_comes_late",
+            f"{DELETION}::test_a_deleted_run_is_not_adopted_and_a_restored_one_is",
+        ),
+    ),
+    Mutant(
+        guard="deleted: its content is not launched",
+        file="service.py",
+        old="return answer_to_launch(run.state, deleted=run.deleted_at is not None)",
+        new="return answer_to_launch(run.state)",
+        tests=(
+            f"{DELETION}::test_deleted_content_is_launched_as_the_next_generation_only[sqlite]",
+        ),
+    ),
+    Mutant(
+        guard="deleted: a repair brings nothing back",
+        file="ledger/restoring.py",
+        old="    if is_deleted(seen):\n        return",
+        new="    if seen is None:\n        return",
+        tests=(f"{DELETION}::test_a_repair_leaves_a_deleted_run_deleted",),
     ),
     Mutant(
         guard="single-use job ids",

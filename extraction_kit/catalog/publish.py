@@ -175,6 +175,11 @@ def _whole(manifest: object) -> bool:
     )
 
 
+def bytes_of(manifest: Mapping[str, Any]) -> int:
+    """Return the size of a result's files, as its manifest has it, in bytes."""
+    return sum(int(file["bytes"]) for file in manifest["files"].values())
+
+
 def verify(folder: Path) -> list[str]:
     """Return what is wrong with a result, one sentence each; [] when it is sound.
 

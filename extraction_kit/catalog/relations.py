@@ -10,9 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extraction_kit.catalog.arrays import rows_table
+from extraction_kit.catalog.labelled import labelled, labels_of
 from extraction_kit.catalog.tables import (
     CATALOG,
     CONTEXTS,
+    FEATURES,
+    LABEL_COLUMNS,
+    LABEL_HISTORY,
+    LABELS,
     LEDGER_TABLES,
     RESULT_TABLES,
     VOCAB,
@@ -31,6 +36,8 @@ class CatalogRows:
     """As `tables.TRAININGS`."""
     events: list[dict[str, Any]] = field(default_factory=list)
     """As `tables.EVENTS`."""
+    label_history: pa.Table = field(default_factory=LABEL_HISTORY.schema.empty_table)
+    """As `tables.LABEL_HISTORY`, from `labelled.label_table`: made anew only when it grew."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Run id to its published folder ``run_id=<run id>``; committed runs only."""
     corpora: Mapping[str, Path] = field(default_factory=dict)
@@ -65,10 +72,17 @@ def populate(connection: duckdb.DuckDBPyConnection, rows: CatalogRows) -> None:
     connection.execute("BEGIN")
     try:
         for table in LEDGER_TABLES:
-            _make_table(connection, table, rows_table(table, getattr(rows, table.name)))
+            given = getattr(rows, table.name)
+            content = given if isinstance(given, pa.Table) else rows_table(table, given)
+            _make_table(connection, table, content)
+        _make_labels(connection)
         for table in RESULT_TABLES:
             paths = [folder / table.file for folder in rows.folders.values()]
-            _make_view(connection, table, key=_RUN, paths=paths)
+            if table is FEATURES:
+                has_labels = rows.label_history.num_rows > 0
+                _make_features(connection, paths, has_labels=has_labels)
+            else:
+                _make_view(connection, table, key=_RUN, paths=paths)
         _make_view(connection, CONTEXTS, key=_CORPUS, paths=rows.corpora.values())
         _make_view(connection, VOCAB, key=_TOKENIZER, paths=rows.vocabs.values())
     except BaseException:
@@ -93,6 +107,23 @@ def _make_view(
     query = _select(table, key, _readable_first(paths))
     connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {query}")
     _comment(connection, table, kind="VIEW", columns=columns)
+
+
+def _make_labels(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(
+        f"CREATE OR REPLACE TABLE {LABELS.name} AS {labels_of(LABEL_HISTORY)}"
+    )
+    _comment(connection, LABELS, kind="TABLE", columns=LABELS.columns)
+
+
+def _make_features(
+    connection: duckdb.DuckDBPyConnection, paths: list[Path], *, has_labels: bool
+) -> None:
+    plain = _select(FEATURES, _RUN, _readable_first(paths))
+    query = labelled(plain, has_labels=has_labels)
+    connection.execute(f"CREATE OR REPLACE VIEW {FEATURES.name} AS {query}")
+    columns = (_RUN.column, *FEATURES.columns, *LABEL_COLUMNS)
+    _comment(connection, FEATURES, kind="VIEW", columns=columns)
 
 
 def _select(table: Table, key: _Key, paths: list[Path]) -> str:

@@ -121,6 +121,11 @@ FEATURES = Table(
         Column("dead", "BOOLEAN", "", "never active on the valid tokens"),
     ),
 )
+LABEL_COLUMNS = (
+    Column("label", "VARCHAR", "", "name that somebody gave the feature; NULL if nobody"),
+    Column("description", "VARCHAR", "", "what somebody says of it; NULL if nobody"),
+)
+"""Of the labels of the SAE, beside its features."""
 HISTOGRAMS = Table(
     "histograms",
     "Activations of each feature on a logarithmic scale",
@@ -248,6 +253,7 @@ RUNS = Table(
         Column("attempt", "INTEGER", "", "number of the current attempt"),
         Column("job_id", "VARCHAR", "", "RQ job of the current attempt"),
         Column("content_key", "VARCHAR", "", "hash of all that decides the numbers"),
+        Column("sae_digest", "VARCHAR", "", "sha256 of the SAE; labels belong to it"),
         Column("n_tokens", "BIGINT", "tokens", "valid tokens to measure"),
         Column("n_tokens_done", "BIGINT", "tokens", "valid tokens measured so far"),
         Column("created_at", "TIMESTAMP", "UTC", "first launch"),
@@ -257,6 +263,7 @@ RUNS = Table(
         Column("completed_at", "TIMESTAMP", "UTC", "when its result was recorded"),
         Column("results_dir", "VARCHAR", "", "folder of its Parquet files"),
         Column("result_digest", "VARCHAR", "", "sha256 over the exact numbers"),
+        Column("results_bytes", "BIGINT", "bytes", "size of its files; NULL if not known"),
         Column("error", "VARCHAR", "", "why it failed"),
         Column("l0", "DOUBLE", "features/token", "mean active features per valid token"),
         Column("fvu", "DOUBLE", "share", "fraction of variance unexplained"),
@@ -293,6 +300,7 @@ TRAININGS = Table(
     (
         Column("training_id", "VARCHAR", "", "name given by a person"),
         Column("digest", "VARCHAR", "", "sha256 over SAE, model, tokenizer and hookpoint"),
+        Column("sae_digest", "VARCHAR", "", "sha256 of the SAE; labels belong to it"),
         Column("architecture", "VARCHAR", "", "of the SAE"),
         Column("d_in", "BIGINT", "", "width of the activations"),
         Column("d_sae", "BIGINT", "features", "features of the SAE"),
@@ -316,8 +324,23 @@ EVENTS = Table(
         Column("count", "BIGINT", "", "how often it was repeated"),
     ),
 )
-LEDGER_TABLES = (RUNS, TRAININGS, EVENTS)
+_SAID = (
+    Column("sae_digest", "VARCHAR", "", "sha256 of the SAE"),
+    Column("feature", "INTEGER", "", "index of the feature in the SAE"),
+    Column("name", "VARCHAR", "", "one line"),
+    Column("description", "VARCHAR", "", "longer"),
+    Column("source", "VARCHAR", "", "who or what says so; NULL if not told"),
+    Column("changed_at", "TIMESTAMP", "UTC", "when"),
+    Column("changed_by", "VARCHAR", "", "user@host"),
+)
+LABELS = Table("labels", "What is said of features now, for all runs of an SAE", _SAID)
+LABEL_HISTORY = Table(
+    "label_history",
+    "Every change of a label; one without name and description takes it away",
+    (Column("seq", "BIGINT", "", "order of the changes"), *_SAID),
+)
+LEDGER_TABLES = (RUNS, TRAININGS, EVENTS, LABEL_HISTORY)
 """What is copied from the ledger."""
 
-CATALOG = (*LEDGER_TABLES, *RESULT_TABLES, CONTEXTS, VOCAB)
+CATALOG = (*LEDGER_TABLES, LABELS, *RESULT_TABLES, CONTEXTS, VOCAB)
 """Everything that can be named in SQL."""

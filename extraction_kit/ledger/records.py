@@ -41,6 +41,9 @@ class RunRecord:
     summary: Mapping[str, Any] | None
     error: str | None
     error_traceback: str | None
+    results_bytes: int | None
+    deleted_at: datetime | None
+    purged_at: datetime | None
     queued_at: datetime | None
     claimed_at: datetime | None
     ended_at: datetime | None
@@ -63,6 +66,18 @@ class TrainingRecord:
     created_by: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunSize:
+    """What the ledger knows of the files of one run."""
+
+    run_id: str
+    state: RunState
+    corpus_digest: str
+    results_bytes: int | None  # None: not completed, or by a release that did not note it
+    deleted: bool
+    purged: bool
+
+
 _RUN_COLUMNS: Select[Any] = select(
     runs,
     attempts.c.queued_at,
@@ -77,6 +92,8 @@ _RUN_COLUMNS: Select[Any] = select(
 # Built once: building a statement takes longer than SQLite takes to answer it.
 _OF_TRAINING = _RUN_COLUMNS.where(runs.c.training_id == bindparam("training_id"))
 _BY_ID = _RUN_COLUMNS.where(runs.c.run_id == bindparam("run_id"))
+_SHOWN = _RUN_COLUMNS.where(runs.c.deleted_at.is_(None))
+_DELETED = _RUN_COLUMNS.where(runs.c.deleted_at.is_not(None))
 _GENERATIONS = _OF_TRAINING.where(runs.c.content_key == bindparam("content_key")).order_by(
     runs.c.generation
 )
@@ -95,23 +112,62 @@ def run(connection: Connection, run_id: str) -> RunRecord | None:
 
 
 def all_runs(connection: Connection, training_id: str | None = None) -> list[RunRecord]:
-    """Return all runs (of one training), the newest first."""
-    question = _RUN_COLUMNS.order_by(runs.c.created_at.desc(), runs.c.generation.desc())
+    """Return all runs (of one training), the newest first; none that is deleted."""
+    question = _SHOWN.order_by(runs.c.created_at.desc(), runs.c.generation.desc())
     if training_id is not None:
         question = question.where(runs.c.training_id == training_id)
     return [_run(row) for row in connection.execute(question)]
 
 
 def runs_in(connection: Connection, states: Sequence[RunState]) -> list[RunRecord]:
-    """Return the runs in any of `states`, oldest first."""
-    question = _RUN_COLUMNS.where(runs.c.state.in_([str(state) for state in states]))
+    """Return the runs in any of `states`, oldest first; none that is deleted."""
+    question = _SHOWN.where(runs.c.state.in_([str(state) for state in states]))
     return [_run(row) for row in connection.execute(question.order_by(runs.c.created_at))]
+
+
+def ids_in(connection: Connection, states: Sequence[RunState]) -> list[str]:
+    """Return the ids of the runs in any of `states`; none that is deleted."""
+    question = select(runs.c.run_id).where(
+        runs.c.state.in_([str(state) for state in states]), runs.c.deleted_at.is_(None)
+    )
+    return list(connection.execute(question).scalars())
+
+
+def deleted_runs(connection: Connection) -> list[RunRecord]:
+    """Return the deleted runs, those deleted first before the others."""
+    question = _DELETED.order_by(runs.c.deleted_at, runs.c.run_id)
+    return [_run(row) for row in connection.execute(question)]
+
+
+def sizes(connection: Connection) -> list[RunSize]:
+    """Return the sizes of all runs, deleted ones too."""
+    found = connection.execute(
+        select(
+            runs.c.run_id,
+            runs.c.state,
+            runs.c.corpus_digest,
+            runs.c.results_bytes,
+            runs.c.deleted_at.is_not(None).label("deleted"),
+            runs.c.purged_at.is_not(None).label("purged"),
+        )
+    )
+    return [
+        RunSize(
+            run_id=row.run_id,
+            state=RunState(row.state),
+            corpus_digest=row.corpus_digest,
+            results_bytes=row.results_bytes,
+            deleted=bool(row.deleted),
+            purged=bool(row.purged),
+        )
+        for row in found
+    ]
 
 
 def generations(
     connection: Connection, training_id: str, content_key: str
 ) -> list[RunRecord]:
-    """Return all generations of one content, the oldest first."""
+    """Return all generations of one content, the oldest first, deleted ones too."""
     named = {"training_id": training_id, "content_key": content_key}
     return [_run(row) for row in connection.execute(_GENERATIONS, named)]
 
@@ -170,6 +226,8 @@ def insert_training(connection: Connection, row: Mapping[str, Any], *, by: Mover
 
 
 def all_events(connection: Connection) -> list[dict[str, Any]]:
-    """Return all events as plain rows, oldest first."""
-    rows = connection.execute(select(events).order_by(events.c.seq))
+    """Return all events as plain rows, oldest first; none of a deleted run."""
+    gone = select(runs.c.run_id).where(runs.c.deleted_at.is_not(None))
+    shown = events.c.run_id.is_(None) | events.c.run_id.not_in(gone)
+    rows = connection.execute(select(events).where(shown).order_by(events.c.seq))
     return [dict(row._mapping) for row in rows]  # noqa: SLF001 - see above

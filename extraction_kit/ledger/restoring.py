@@ -8,6 +8,8 @@ Rule 3: a training that is registered soundly never changes under its id.
 
 Rule 4: nothing is deleted, and an attempt number never goes back.
 
+Rule 5: a run that a person deleted stays deleted, and is left as it is.
+
 Rows are read as plain values here, so that one damaged cell does not stop the whole repair.
 """
 
@@ -109,6 +111,8 @@ def _value(kind: object, raw: Any) -> Any:  # noqa: ANN401 - cells
 
 def contradiction(published: PublishedRun, seen: Seen) -> str:
     """Return in words how the ledger contradicts a published result; empty if it does not."""
+    if is_deleted(seen):
+        return ""
     if seen.run is None:
         words = "the ledger has no row of it"
         return words if seen.training else f"{words}, nor of its training"
@@ -125,6 +129,11 @@ def contradiction(published: PublishedRun, seen: Seen) -> str:
     elif is_damaged(seen.training):
         parts.append("the row of its training contradicts itself")
     return "; ".join(parts)
+
+
+def is_deleted(seen: Seen) -> bool:
+    """Tell whether a person deleted the run."""
+    return seen.run is not None and seen.run["deleted_at"] is not None
 
 
 def _otherwise(name: str, recorded: object, published: object) -> str:
@@ -204,6 +213,7 @@ def restore(
         _adopt(connection, published, seen.run, by=by)
         _correct(connection, published, seen.run)
     _require_attempt(connection, published, seen)
+    where = published.facts["results_dir"]
     record(
         connection,
         published.run_id,
@@ -211,9 +221,14 @@ def restore(
         at=by.at,
         kind="repaired",
         actor=by.label,
-        text=f"{why}: restored from {published.facts['results_dir']}",
+        text=f"{why}: restored from {where}{_as_deleted(published, seen)}",
     )
     return True
+
+
+def _as_deleted(published: PublishedRun, seen: Seen) -> str:
+    deleted = seen.run is None and published.defaults["deleted_at"] is not None
+    return ", deleted as a person had it" if deleted else ""
 
 
 def look_at(connection: Connection, published: PublishedRun) -> Seen:

@@ -100,6 +100,9 @@ runs = Table(
     Column("summary", JSON),
     Column("error", Text),
     Column("error_traceback", Text),
+    Column("results_bytes", _BIG),  # of its published files
+    Column("deleted_at", Utc),  # a tombstone: nothing can move the run while it is set
+    Column("purged_at", Utc),  # its files are gone, or about to be; the row stays for good
     CheckConstraint(STATES_SQL, name="ck_runs_state"),
     UniqueConstraint("training_id", "content_key", "generation", name=IDENTITY),
 )
@@ -135,6 +138,22 @@ beats = Table(
     Column("attempt", Integer, primary_key=True),
     Column("beat", JSON, nullable=False),
 )
+
+# Every change of a label is a row, the newest one counts. Keyed by the SAE, not by training
+# or run: no foreign key leads from here, so that nothing that goes takes a label with it.
+labels = Table(
+    "labels",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("sae_digest", String(64), nullable=False),
+    Column("feature", Integer, nullable=False),
+    Column("name", Text),
+    Column("description", Text),  # without name and description: the label was removed
+    Column("source", Text),
+    Column("at", Utc, nullable=False),
+    Column("by", String(200), nullable=False),
+)
+Index("ix_labels_feature", labels.c.sae_digest, labels.c.feature, labels.c.seq)
 
 events = Table(
     "events",

@@ -26,7 +26,7 @@ from extraction_kit.atomic import unusable
 from extraction_kit.config import masked
 from extraction_kit.errors import BadSettings, LedgerBusy, LedgerConflict, WorkspaceUnusable
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; a test compares it with the folder."""
 
 SAFE_WAL = (3, 51, 3)

@@ -91,6 +91,7 @@ def move(
         runs.c.run_id == target.run_id,
         runs.c.attempt == target.attempt,
         runs.c.state.in_(sorted(sources)),
+        runs.c.deleted_at.is_(None),  # a deleted run rests until it is restored
     ]
     if target.nonce is not None:
         condition.append(runs.c.nonce == target.nonce)

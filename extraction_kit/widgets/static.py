@@ -35,7 +35,8 @@ def plain(view: RunView) -> str:
     """Return one line: ``<Run t-7f3a g1 completed 100% of 100,000 tokens>``."""
     return (
         f"<Run {view.training_id} g{view.generation} {view.state} "
-        f"{words.percent_done(view.progress)}% of {view.n_tokens:,} tokens>"
+        f"{words.percent_done(view.progress)}% of {view.n_tokens:,} tokens"
+        f"{', deleted' if view.deleted_at else ''}>"
     )
 
 

@@ -201,9 +201,9 @@ class World:
 
 
 _CORPUS = SimpleNamespace(
-    digest="c" * 64, source="synthetic", n_contexts=40, n_tokens=960, n_tokens_total=960,
-    context_size=24, tokenizer_digest="d" * 64, vocab=Path("d.parquet"), vocab_size=50,
-    masks={}, accounting=None,
+    path=Path("/"), digest="c" * 64, source="synthetic", n_contexts=40, n_tokens=960,
+    n_tokens_total=960, context_size=24, tokenizer_digest="d" * 64,
+    vocab=Path("d.parquet"), vocab_size=50, masks={}, accounting=None,
 )  # fmt: skip
 
 

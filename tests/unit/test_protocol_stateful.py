@@ -24,13 +24,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from extraction_kit import lifecycle, service
+from extraction_kit import deletion, lifecycle, service
 from extraction_kit.catalog.publish import MANIFEST, read_manifest, stage
 from extraction_kit.errors import (
     AlreadyCompleted,
     GenerationUnavailable,
     NothingToCancel,
     RestsUntilResumed,
+    RunDeleted,
     RunRefused,
     StillActive,
     TooLateToCancel,
@@ -58,16 +59,17 @@ N_STEPS_AT_LEAST = 20_000
 N_AT_LEAST_OF_EACH_MOVE = 3
 AFTER_COMMIT = "crash after a commit"
 FAULTS = ("", "", "", "down", "reply lost", "crash before", "crash after", AFTER_COMMIT)
-MEANWHILE = ("", "", "a worker steps", "a delivery", "a launch", "a cancel")
+MEANWHILE = ("", "", "a worker steps", "a delivery", "a launch", "a cancel", "a deletion")
 MOVES = {str(move) for move in Move}
 REFUSAL = {Answer.RETURN: AlreadyCompleted, Answer.REST: RestsUntilResumed}
 ANSWERS = {Answer.NEW_RUN, Answer.ATTACH, Answer.RETURN, Answer.REST, TrainingBusy,
-           GenerationUnavailable}  # fmt: skip
+           GenerationUnavailable, RunDeleted}  # fmt: skip
 EXCEPTION = {
     Answer.STILL_ACTIVE: StillActive,
     Answer.ALREADY_COMPLETED: AlreadyCompleted,
     Answer.NOTHING_TO_CANCEL: NothingToCancel,
     Answer.TOO_LATE: TooLateToCancel,
+    Answer.DELETED: RunDeleted,
 }
 
 indices = st.integers(0, 7)
@@ -105,7 +107,8 @@ class Protocol(RuleBasedStateMachine):
         self.world = World(self.home, self.template / "staged")
         self._kernel = self.world.kernel.in_charge()
         self._kernel.__enter__()
-        self.completed: dict[str, tuple] = {}
+        self.completed: dict[str, dict] = {}
+        self.buried: dict[str, dict] = {}
         self.published: dict[Path, tuple] = {}
         self.attempts: dict[str, int] = {}
         self.replayed: dict[str, RunState] = {}
@@ -170,19 +173,25 @@ class Protocol(RuleBasedStateMachine):
 
     def expected_launch(self, training, key, generation):
         """Read the table of the lifecycle, and the rules of generations, anew."""
-        states = {
-            row["generation"]: RunState(row["state"])
+        rows = [
+            row
             for row in self.rows()
             if (row["training_id"], row["content_key"])
             == (TRAININGS[training], CONTENT_KEYS[key])
-        }
-        done = [number for number, state in states.items() if state is RunState.COMPLETED]
-        wanted = generation or max(done or states, default=None)
-        answer = lifecycle.answer_to_launch(states.get(wanted))
+        ]
+        states = {row["generation"]: RunState(row["state"]) for row in rows}
+        deleted = {row["generation"] for row in rows if row["deleted_at"]}
+        shown = states.keys() - deleted
+        done = [number for number in shown if states[number] is RunState.COMPLETED]
+        wanted = generation or max(done or shown or states, default=None)
+        answer = lifecycle.answer_to_launch(states.get(wanted), deleted=wanted in deleted)
+        if answer is Answer.DELETED:
+            return RunDeleted
         if answer is not Answer.NEW_RUN:
             return answer
         newest = max(states, default=0)
-        follows = newest == 0 or states[newest] is RunState.COMPLETED
+        is_final = newest in deleted or states.get(newest) is RunState.COMPLETED
+        follows = newest == 0 or is_final
         if generation is not None and not (follows and generation == newest + 1):
             return GenerationUnavailable
         return TrainingBusy if self.busy(TRAININGS[training]) else answer
@@ -193,7 +202,8 @@ class Protocol(RuleBasedStateMachine):
         if self.pick(index)["state"] in ACTIVE:
             self.world.bench.reconcile()  # as resume does: its process may be gone
         row = self.pick(index)
-        answer = lifecycle.answer_to_resume(RunState(row["state"]))
+        deleted = row["deleted_at"] is not None
+        answer = lifecycle.answer_to_resume(RunState(row["state"]), deleted=deleted)
         expected = EXCEPTION.get(answer)
         if answer is Answer.NEW_ATTEMPT and self.busy(row["training_id"]):
             expected = TrainingBusy
@@ -210,11 +220,28 @@ class Protocol(RuleBasedStateMachine):
     @rule(index=indices)
     def cancel(self, index):
         row = self.pick(index)
-        answer = lifecycle.answer_to_cancel(RunState(row["state"]))
+        deleted = row["deleted_at"] is not None
+        answer = lifecycle.answer_to_cancel(RunState(row["state"]), deleted=deleted)
         came = outcome_of(lambda: service.cancel(self.world.bench, row["run_id"]))
         assert came is EXCEPTION.get(answer)
         if answer is Answer.CANCEL_NOW:
             assert self.world.row(row["run_id"])["state"] == RunState.CANCELLED
+
+    @precondition(lambda self: self.rows())
+    @rule(index=indices)
+    def delete(self, index):
+        if self.pick(index)["state"] in ACTIVE:
+            self.world.bench.reconcile()  # as delete does
+        row = self.pick(index)
+        came = outcome_of(lambda: deletion.delete(self.world.bench, row["run_id"]))
+        answer = lifecycle.answer_to_delete(RunState(row["state"]))
+        assert came is EXCEPTION.get(answer, row["deleted_at"] is None)
+
+    @precondition(lambda self: any(row["deleted_at"] for row in self.rows()))
+    @rule(index=indices)
+    def restore(self, index):
+        deleted = [row["run_id"] for row in self.rows() if row["deleted_at"]]
+        assert deletion.restore(self.world.bench, deleted[index % len(deleted)])
 
     # --- the queue ---
 
@@ -336,6 +363,9 @@ class Protocol(RuleBasedStateMachine):
         if what == "a cancel" and self.rows():
             run_id = self.pick(training)["run_id"]
             outcome_of(lambda: service.cancel(self.world.bench, run_id))
+        if what == "a deletion" and self.rows():
+            run_id = self.pick(training)["run_id"]
+            outcome_of(lambda: deletion.delete(self.world.bench, run_id))
 
     def plan(self, fault):
         self.world.moment.dies_after_commit = fault == AFTER_COMMIT
@@ -350,6 +380,8 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.age >= 30 and self.rows())
     @rule()
     def the_storm_is_over(self):
+        for row in self.rows():
+            deletion.restore(self.world.bench, row["run_id"])
         for _ in range(60):
             open_runs = [row for row in self.rows() if row["state"] != RunState.COMPLETED]
             if not open_runs:
@@ -389,10 +421,15 @@ class Protocol(RuleBasedStateMachine):
             run_id = row["run_id"]
             assert row["attempt"] >= self.attempts.get(run_id, 1), "an attempt went back"
             self.attempts[run_id] = row["attempt"]
+            facts = {name: row[name] for name in row.keys() if name != "deleted_at"}  # noqa: SIM118 - sqlite3.Row iterates over values
+            if row["deleted_at"] is None:
+                self.buried.pop(run_id, None)
+            else:
+                assert self.buried.setdefault(run_id, facts) == facts, "a deleted run moved"
             if run_id in self.completed:
-                assert tuple(row) == self.completed[run_id], "a completed run changed"
+                assert facts == self.completed[run_id], "a completed run changed"
             elif row["state"] == RunState.COMPLETED:
-                self.completed[run_id] = tuple(row)
+                self.completed[run_id] = facts
                 manifest = read_manifest(Path(row["results_dir"]))
                 assert manifest["attempt"] == row["published_attempt"]
                 assert manifest["run_id"] == run_id
