@@ -18,7 +18,7 @@ root, so that ``except Refused`` cannot hide a failure.
   x BadInput                    what was passed cannot be used
     - UnknownTraining, UnknownRun, UnknownFeature
     - BadConfig, BadSettings, BadTrainingId
-    - BadSae, BadModel, BadCorpus, BadQuery
+    - BadSae, BadModel, BadCorpus, BadQuery, BadExport
   x Failure                     something that should work does not
     - WorkspaceUnusable         not writable, full, or of a newer version
     - LedgerBusy                the ledger stayed locked
@@ -217,6 +217,10 @@ class BadCorpus(BadInput):
 
 class BadQuery(BadInput):
     """A SQL statement cannot be run on the catalog."""
+
+
+class BadExport(BadInput):
+    """An export cannot be made as asked: nothing to export, or its name is taken."""
 
 
 # --- failures -------------------------------------------------------------------------

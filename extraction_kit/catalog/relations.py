@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extraction_kit.catalog.arrays import rows_table
+from extraction_kit.catalog.macros import MACROS
 from extraction_kit.catalog.tables import (
     CATALOG,
     CONTEXTS,
@@ -60,8 +61,15 @@ _TOKENIZER = _Key(
 )
 
 
+def keys_of(table: Table) -> tuple[Column, ...]:
+    """Return the column that a view has before those of its files, if it is a view."""
+    keys = dict.fromkeys(RESULT_TABLES, (_RUN.column,))
+    keys |= {CONTEXTS: (_CORPUS.column,), VOCAB: (_TOKENIZER.column,)}
+    return keys.get(table, ())
+
+
 def populate(connection: duckdb.DuckDBPyConnection, rows: CatalogRows) -> None:
-    """Make or replace every table and view of the catalog, with comments, in one step."""
+    """Make or replace every table, view and macro of the catalog, with comments, in one step."""
     connection.execute("BEGIN")
     try:
         for table in LEDGER_TABLES:
@@ -71,10 +79,20 @@ def populate(connection: duckdb.DuckDBPyConnection, rows: CatalogRows) -> None:
             _make_view(connection, table, key=_RUN, paths=paths)
         _make_view(connection, CONTEXTS, key=_CORPUS, paths=rows.corpora.values())
         _make_view(connection, VOCAB, key=_TOKENIZER, paths=rows.vocabs.values())
+        make_macros(connection)
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def make_macros(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make or replace the macros of the catalog, with comments."""
+    for macro in MACROS:
+        connection.execute(macro.definition)
+        connection.execute(
+            f"COMMENT ON MACRO TABLE {macro.name} IS {literal(macro.comment)}"
+        )
 
 
 def _make_table(
@@ -83,7 +101,7 @@ def _make_table(
     connection.register("_content", content)
     connection.execute(f"CREATE OR REPLACE TABLE {table.name} AS FROM _content")
     connection.unregister("_content")
-    _comment(connection, table, kind="TABLE", columns=table.columns)
+    comment(connection, table, kind="TABLE", columns=table.columns)
 
 
 def _make_view(
@@ -92,7 +110,7 @@ def _make_view(
     columns = (key.column, *table.columns)
     query = _select(table, key, _readable_first(paths))
     connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {query}")
-    _comment(connection, table, kind="VIEW", columns=columns)
+    comment(connection, table, kind="VIEW", columns=columns)
 
 
 def _select(table: Table, key: _Key, paths: list[Path]) -> str:
@@ -121,13 +139,14 @@ def _readable_first(paths: Iterable[Path]) -> list[Path]:
     return []
 
 
-def _comment(
+def comment(
     connection: duckdb.DuckDBPyConnection,
     table: Table,
     *,
     kind: str,
     columns: Iterable[Column],
 ) -> None:
+    """Put meanings and units on a table and its columns."""
     connection.execute(f"COMMENT ON {kind} {table.name} IS {literal(table.meaning)}")
     for column in columns:
         connection.execute(
@@ -157,4 +176,5 @@ def literal(text: str) -> str:
 
 def names_of_relations() -> str:
     """Return what can be named in SQL, for messages."""
-    return ", ".join(table.name for table in CATALOG)
+    tables = ", ".join(table.name for table in CATALOG)
+    return f"{tables}; and {', '.join(macro.call for macro in MACROS)}"
