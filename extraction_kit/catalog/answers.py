@@ -5,11 +5,10 @@ from typing import Any
 
 import duckdb
 
+from extraction_kit.catalog.memory import FAILURES
+
 Explain = Callable[[Exception], Exception]
 """Takes DuckDB's error and returns the one to raise instead."""
-
-# What DuckDB raises when a file is not what it seems, beside its own classes.
-FAILURES = (duckdb.Error, RuntimeError, UnicodeDecodeError)
 
 
 class Answer:
@@ -26,11 +25,13 @@ class Answer:
         self._explain = explain
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the relation's
+        """Return a method or value of the relation; one of its columns by name."""
         if name.startswith("__"):
             raise AttributeError(name)
         return self._wrapped(self._tried(getattr, self._relation, name))
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - the relation's
+        """Return one column."""
         return self._wrapped(self._tried(self._relation.__getitem__, name))
 
     def __contains__(self, name: str) -> bool:

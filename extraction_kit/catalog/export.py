@@ -56,7 +56,7 @@ def export_runs(path: Path, rows: CatalogRows, *, run_ids: Sequence[str]) -> Non
         fsync_file(temporary)
         _put(temporary, path)
         fsync_folder(path.parent)
-    except duckdb.IOException as error:
+    except (duckdb.IOException, duckdb.TransactionException) as error:
         raise WorkspaceUnusable(f"cannot write {path}: {error}") from error
     except OSError as error:
         raise unusable(path, error) from error

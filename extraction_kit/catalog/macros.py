@@ -81,7 +81,7 @@ SELECT e.run_id, i AS feature, e."group", e.rank, e.act, e.context, e.pos, e.sta
   e.peak_token, e.held_out, d.text, e.act_off, e.act_val
 FROM e LEFT JOIN d ON d."group" = e."group" AND d.rank = e.rank
 ORDER BY list_position([{_ORDER}], e."group"), e.rank
-""",
+""",  # noqa: S608 - our own names
 )
 COMPARE = Macro(
     "compare",

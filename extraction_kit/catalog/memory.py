@@ -14,6 +14,10 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
 }
 
 
+FAILURES = (duckdb.Error, RuntimeError, UnicodeDecodeError)
+"""What DuckDB raises when a file is not what it seems."""
+
+
 class Memory:
     """A database in memory; safe across threads and forks.
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from extraction_kit.catalog.arrays import rows_table
 from extraction_kit.catalog.macros import MACROS
+from extraction_kit.catalog.memory import CONFIG, FAILURES
 from extraction_kit.catalog.tables import (
     CATALOG,
     CONTEXTS,
@@ -68,17 +69,37 @@ def keys_of(table: Table) -> tuple[Column, ...]:
     return keys.get(table, ())
 
 
-def populate(connection: duckdb.DuckDBPyConnection, rows: CatalogRows) -> None:
-    """Make or replace every table, view and macro of the catalog, with comments, in one step."""
+def populate(
+    connection: duckdb.DuckDBPyConnection, rows: CatalogRows, *, careful: bool = False
+) -> None:
+    """Make or replace every table, view and macro of the catalog, with comments, in one step.
+
+    Parameters
+    ----------
+    connection : DuckDBPyConnection
+        Where.
+    rows : CatalogRows
+        What the ledger says.
+    careful : bool
+        Ask DuckDB itself, in a database apart, which file can be read: after it failed on
+        one that seemed readable. An error inside DuckDB costs the database that it is in.
+    """
     connection.execute("BEGIN")
     try:
         for table in LEDGER_TABLES:
             _make_table(connection, table, rows_table(table, getattr(rows, table.name)))
         for table in RESULT_TABLES:
             paths = [folder / table.file for folder in rows.folders.values()]
-            _make_view(connection, table, key=_RUN, paths=paths)
-        _make_view(connection, CONTEXTS, key=_CORPUS, paths=rows.corpora.values())
-        _make_view(connection, VOCAB, key=_TOKENIZER, paths=rows.vocabs.values())
+            _make_view(
+                connection,
+                table,
+                key=_RUN,
+                paths=_readable_first(table, paths, careful=careful),
+            )
+        corpora = _readable_first(CONTEXTS, rows.corpora.values(), careful=careful)
+        _make_view(connection, CONTEXTS, key=_CORPUS, paths=corpora)
+        vocabs = _readable_first(VOCAB, rows.vocabs.values(), careful=careful)
+        _make_view(connection, VOCAB, key=_TOKENIZER, paths=vocabs)
         make_macros(connection)
     except BaseException:
         connection.execute("ROLLBACK")
@@ -105,10 +126,10 @@ def _make_table(
 
 
 def _make_view(
-    connection: duckdb.DuckDBPyConnection, table: Table, *, key: _Key, paths: Iterable[Path]
+    connection: duckdb.DuckDBPyConnection, table: Table, *, key: _Key, paths: list[Path]
 ) -> None:
     columns = (key.column, *table.columns)
-    query = _select(table, key, _readable_first(paths))
+    query = _select(table, key, paths)
     connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {query}")
     comment(connection, table, kind="VIEW", columns=columns)
 
@@ -123,7 +144,9 @@ def _select(table: Table, key: _Key, paths: list[Path]) -> str:
     return f'SELECT {key.sql} AS "{key.column.name}", {names} FROM {source}'  # noqa: S608 - our own names
 
 
-def _readable_first(paths: Iterable[Path]) -> list[Path]:
+def _readable_first(
+    table: Table, paths: Iterable[Path], *, careful: bool = False
+) -> list[Path]:
     """Return the paths that exist; one that can be read comes first, [] if none can.
 
     DuckDB takes the types from the first file. A damaged one further on fails the queries
@@ -131,12 +154,27 @@ def _readable_first(paths: Iterable[Path]) -> list[Path]:
     """
     present = sorted(path for path in paths if path.is_file())
     for number, path in enumerate(present):
-        try:
-            pq.read_metadata(path)
-        except (OSError, pa.ArrowException):
-            continue
-        return [path, *present[:number], *present[number + 1 :]]
+        if _is_readable(path) and (not careful or _is_bindable(table, path)):
+            return [path, *present[:number], *present[number + 1 :]]
     return []
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+def _is_bindable(table: Table, path: Path) -> bool:
+    names = ", ".join(f'"{column.name}"' for column in table.columns)
+    try:
+        with duckdb.connect(":memory:", config=CONFIG) as apart:
+            apart.execute(f"SELECT {names} FROM {scan([path])} LIMIT 0")  # noqa: S608 - our own names
+    except FAILURES:
+        return False
+    return True
 
 
 def comment(

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import duckdb
 
-from extraction_kit.catalog.answers import FAILURES, Answer
-from extraction_kit.catalog.memory import Memory
+from extraction_kit.catalog.answers import Answer
+from extraction_kit.catalog.memory import FAILURES, Memory
 from extraction_kit.catalog.relations import CatalogRows, names_of_relations, populate
 from extraction_kit.catalog.soundness import find_damage
 from extraction_kit.errors import BadQuery, ExtractionKitError, ResultsDamaged
@@ -103,7 +103,11 @@ class Session:
             now = self._cursor()  # before the rows: what comes between is seen next time
             if not memory.opened or now != self._seen:
                 rows = self._rows()
-                populate(memory.cursor(), rows)
+                try:
+                    populate(memory.cursor(), rows)
+                except FAILURES:
+                    memory.close()
+                    populate(memory.cursor(), rows, careful=True)
                 self._folders = rows.folders
                 self._seen = now
             return memory.cursor()
