@@ -362,7 +362,7 @@ class Workspace:
         ResultsDamaged
             A file of a run is not the one that was published.
         """
-        some = None if runs is None else [getattr(run, "run_id", run) for run in runs]
+        some = None if runs is None else [_id_of(run) for run in runs]
         return export_catalog(self._bench, path, some)
 
     def verify(self) -> Verification:
@@ -377,6 +377,10 @@ class Workspace:
     def __repr__(self) -> str:
         """Return one line."""
         return f"<Workspace {self.home}>"
+
+
+def _id_of(run: Run | str) -> str:
+    return run.run_id if isinstance(run, Run) else str(run)
 
 
 def _check_generation(generation: object) -> None:
