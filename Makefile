@@ -40,6 +40,17 @@ demo-killed: $(STAMP) ## Run a smaller demo, kill its job in the middle, resume 
 test: $(STAMP) ## Run all tests that need no browser
 	$(AT_ONCE) -m "not browser and not slow and not benchmark and not demo and not golden" tests $(ARGS)
 
+# The oldest DuckDB that is promised (pyproject.toml), in a folder that comes first on the path.
+OLD_DUCKDB := build/duckdb-1.5
+CATALOG_TESTS := $(wildcard tests/unit/test_catalog_*.py tests/integration/test_catalog_*.py) \
+	tests/unit/test_verification.py
+
+test-duckdb-old: $(STAMP) ## Run the tests of the catalog on DuckDB 1.5
+	@test -d $(OLD_DUCKDB)/duckdb || $(PY) -m pip install $(PIP_OPTIONS) --no-deps \
+	  --target $(OLD_DUCKDB) "duckdb==1.5.6"
+	PYTHONPATH=$(abspath $(OLD_DUCKDB)) $(PY) -c 'import duckdb; assert duckdb.__version__ == "1.5.6"'
+	PYTHONPATH=$(abspath $(OLD_DUCKDB)) $(AT_ONCE) $(CATALOG_TESTS) $(ARGS)
+
 PROTOCOL_TESTS := tests/unit/test_protocol_stateful.py tests/acceptance/test_races.py \
 	tests/integration/test_rq_still_does_this.py
 
@@ -163,5 +174,5 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-resume demo-killed test protocol mutants test-browser golden lab check notebooks pictures check-full \
+.PHONY: help demo demo-resume demo-killed test test-duckdb-old protocol mutants test-browser golden lab check notebooks pictures check-full \
 	bench bench-engine bench-guarantees bench-launch bench-peers install lock clean

@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     repair_.add_argument("--yes", action="store_true", help="do it without asking")
     _add_deletion(commands)
+    _add(
+        commands, "verify", _verify, help_="read every published byte, name what is damaged"
+    )
     _add(commands, "doctor", _doctor, help_="check this machine and say what to do")
     return parser
 
@@ -324,6 +327,12 @@ def _confirmed() -> bool:
         return input("Type yes to do this: ").strip().lower() == "yes"
     except EOFError:
         return False
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    found = _open(arguments).verify()
+    print(found)
+    return OK if found.is_sound else FAILED
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

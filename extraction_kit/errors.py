@@ -225,7 +225,7 @@ class BadQuery(BadInput):
 
 
 class BadExport(BadInput):
-    """An export would overwrite something, or lacks what its format needs."""
+    """An export cannot be made as asked: its name is taken, or something it needs is absent."""
 
 
 class BadLabel(BadInput):

@@ -19,6 +19,7 @@ from extraction_kit.ledger import events, records, transitions
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.lifecycle import CLAIMED, Actor, Move
 from extraction_kit.liveness import ProcessIdentity
+from extraction_kit.status import write_snapshot
 from extraction_kit.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -31,15 +32,26 @@ _WEBHOOK_TIMEOUT_S = 5.0
 def look(bench: Workbench) -> list[str]:
     """Reconcile once; return what was done and what is stuck, as lines of text.
 
+    The snapshot ``catalog.duckdb`` is rebuilt if need be.
+
     A stuck run becomes an event, counted when it is seen again, and is posted once to
     ``Settings.alert_webhook``.
     """
     lines = [f"run {done.run_id} {done.what}: {done.why}" for done in bench.reconcile()]
+    _mend_snapshot(bench)
     with bench.store.read() as connection:
         claimed = records.runs_in(connection, sorted(CLAIMED))
     return lines + [
         line for run in claimed if bench.is_stuck(run) for line in _alert(bench, run)
     ]
+
+
+def _mend_snapshot(bench: Workbench) -> None:
+    """Rebuild ``catalog.duckdb`` if it was deleted or altered, or is behind the ledger."""
+    try:
+        write_snapshot(bench)
+    except Exception:  # derived: it must never keep this from looking at the runs
+        log.exception("catalog.duckdb was not rebuilt")
 
 
 def _alert(bench: Workbench, run: RunRecord) -> Iterator[str]:

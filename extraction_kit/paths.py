@@ -113,6 +113,11 @@ class Paths:
         """Catalog snapshot."""
         return self.shared / "catalog.duckdb"
 
+    @property
+    def catalog_card(self) -> Path:
+        """What is known of the catalog snapshot: it can be told without opening it."""
+        return self.shared / ".catalog.json"
+
     def checkpoints_of(self, run_id: str, attempt: int | None = None) -> Path:
         """Return the checkpoint folder of a run, or of one attempt at it."""
         folder = self.checkpoints / run_id

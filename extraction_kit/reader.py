@@ -244,7 +244,7 @@ class ResultReader(ABC):
         manifest = read_manifest(self._results())
         if manifest is None:
             raise ResultsDamaged(
-                f"{self._results()} has no readable manifest: type `extraction-kit doctor` to "
+                f"{self._results()} has no readable manifest: type ws.verify() to "
                 "see what is damaged, and restore the folder from a backup"
             )
         return manifest

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from extraction_kit import embedded, refusals
+from extraction_kit.atomic import write_json
 from extraction_kit.catalog.labelled import label_table
 from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.checkpoints import newest_meta
@@ -277,11 +278,26 @@ def cursor(bench: Workbench) -> int:
         return events.cursor(connection)
 
 
+DAMAGED, SOUND_AGAIN = "damaged", "sound again"
+"""Kinds of events: what a verification found out about the files of a completed run."""
+
+
+def damage_by_run(bench: Workbench) -> dict[str, str]:
+    """Return what the last verification found wrong, of the runs with damaged files."""
+    with bench.store.read() as connection:
+        newest = events.newest_of(connection, (DAMAGED, SOUND_AGAIN))
+    return {run_id: text for run_id, (kind, text) in newest.items() if kind == DAMAGED}
+
+
 # --- for the catalog --------------------------------------------------------------------------
 
 
 def catalog_rows(bench: Workbench) -> CatalogRows:
-    """Hand the ledger to the catalog: its rows, and the folders of completed runs."""
+    """Hand the ledger to the catalog: its rows, and the folders of completed runs.
+
+    A run whose files were found damaged says so in its row, and its files are left out.
+    """
+    damage = damage_by_run(bench)
     with bench.store.read() as connection:
         trainings = records.all_trainings(connection)
         run_records = records.all_runs(connection)
@@ -293,6 +309,7 @@ def catalog_rows(bench: Workbench) -> CatalogRows:
     return CatalogRows(
         runs=[
             _run_row(one, run, sae_digest=saes[run.training_id])
+            | {"damage": damage.get(run.run_id)}
             for one, run in _with_views(bench, run_records)
         ],
         trainings=[_training_row(one) for one in trainings],
@@ -301,7 +318,8 @@ def catalog_rows(bench: Workbench) -> CatalogRows:
         folders={
             run.run_id: paths.results_of(run.run_id)
             for run in done
-            if _format(run) == STATISTICS_FORMAT  # of others the columns are not known
+            # of other formats the columns are not known
+            if _format(run) == STATISTICS_FORMAT and run.run_id not in damage
         },
         corpora={
             run.corpus_digest: paths.corpora / run.corpus_digest / "contexts.parquet"
@@ -347,6 +365,7 @@ def _run_row(one: RunView, run: RunRecord, *, sae_digest: str | None) -> dict[st
         "content_key": run.content_key,
         "sae_digest": sae_digest,
         "corpus_digest": run.corpus_digest,
+        "tokenizer_digest": run.corpus["tokenizer_digest"],
         "config": json.dumps(dict(run.config), sort_keys=True),
     }
 
@@ -375,10 +394,55 @@ def refresh_snapshot(bench: Workbench) -> None:
         log.exception("catalog.duckdb was not rebuilt")
 
 
-def write_snapshot(bench: Workbench) -> None:
-    """Rebuild ``catalog.duckdb``; readers that hold the old one are not disturbed."""
+def write_snapshot(bench: Workbench, *, anew: bool = False) -> bool:
+    """Rebuild ``catalog.duckdb``; readers that hold the old one are not disturbed.
+
+    Of several processes that ask at the same time two rebuild it: the first, and one of
+    those that waited for it.
+
+    Parameters
+    ----------
+    bench : Workbench
+        The workspace.
+    anew : bool
+        Also if it shows all that the ledger knows.
+
+    Returns
+    -------
+    bool
+        Whether it was rebuilt.
+    """
     from extraction_kit.catalog.snapshot import write_snapshot as write  # noqa: PLC0415 - duckdb
 
+    wanted = cursor(bench)
     # One at a time: of two writers the last one must also have read last.
     with embedded.waiting_lock(bench.paths.run / "catalog.lock"):
+        if not anew and _shows(bench, wanted):
+            return False
+        now = cursor(bench)
         write(bench.paths.catalog, catalog_rows(bench))
+        card = {"cursor": now, **(_stamp(bench.paths.catalog) or {})}
+        write_json(bench.paths.catalog_card, card, durable=False)
+    return True
+
+
+def _shows(bench: Workbench, wanted: int) -> bool:
+    """Tell whether the snapshot is the one that was written last, and new enough.
+
+    It is not opened: a process that has it open would lose its lock on it.
+    """
+    try:
+        card = json.loads(bench.paths.catalog_card.read_bytes())
+        stamp = _stamp(bench.paths.catalog)
+        same = stamp is not None and card.items() >= stamp.items()
+        return same and wanted <= card["cursor"] <= cursor(bench)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _stamp(path: Path) -> dict[str, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return {"inode": found.st_ino, "size": found.st_size, "mtime_ns": found.st_mtime_ns}

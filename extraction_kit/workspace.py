@@ -1,7 +1,7 @@
 """The workspace as a researcher holds it: register, launch, look, ask."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,12 +14,14 @@ from extraction_kit.errors import BadConfig, WorkerNotStarted
 from extraction_kit.estimate import Estimate, estimate
 from extraction_kit.lifecycle import Answer
 from extraction_kit.paths import find_workspace
+from extraction_kit.portable import export_catalog
 from extraction_kit.reader import ResultReader
 from extraction_kit.repair import Repair, plan, repair
 from extraction_kit.run import Run, Watcher
 from extraction_kit.shelf import TrainingRuns
 from extraction_kit.trainings import Training, describe_training
 from extraction_kit.trainings.saelens_release import fetch_release, is_release
+from extraction_kit.verification import Verification, verify
 from extraction_kit.views import RunView
 from extraction_kit.workbench import Workbench
 
@@ -345,7 +347,7 @@ class Workspace(Curated):
 
     def refresh_catalog(self) -> Path:
         """Rebuild ``catalog.duckdb``; return its path."""
-        status.write_snapshot(self._bench)
+        status.write_snapshot(self._bench, anew=True)
         return self._bench.paths.catalog
 
     # --- processes ---
@@ -400,9 +402,47 @@ class Workspace(Curated):
         """
         return (repair if apply else plan)(self.home, self.settings)
 
+    def export_catalog(
+        self, path: Path | str, runs: Iterable[Run | str] | None = None
+    ) -> Path:
+        """Write completed runs with all that belongs to them into one new DuckDB file.
+
+        It has native tables with comments and the macros of `sql`, and needs nothing of
+        this workspace: copy it anywhere, open it with DuckDB 1.4 or later.
+
+        Parameters
+        ----------
+        path : path
+            Where the file appears, e.g. ``"runs.duckdb"``; nothing is replaced.
+        runs : iterable of Run or run id, optional
+            None takes all completed ones.
+
+        Raises
+        ------
+        UnknownRun, BadExport
+            There is no such run, it is not completed, or something is at `path`.
+        ResultsDamaged
+            A file of a run is not the one that was published.
+        """
+        some = None if runs is None else [_id_of(run) for run in runs]
+        return export_catalog(self._bench, path, some)
+
+    def verify(self) -> Verification:
+        """Read every byte of every result and corpus; say what is damaged or missing.
+
+        Takes about 1 s per GB. A run that is damaged is left out of the views of `sql` from
+        then on, which its column ``damage`` in ``runs`` says; everything else works on.
+        """
+        with progress_bar("verify", unit="B") as progress:
+            return verify(self._bench, progress)
+
     def __repr__(self) -> str:
         """Return one line."""
         return f"<Workspace {self.home}>"
+
+
+def _id_of(run: Run | str) -> str:
+    return run.run_id if isinstance(run, Run) else str(run)
 
 
 def _check_generation(generation: object) -> None:

@@ -29,6 +29,7 @@ from extraction_kit.catalog.tables import (
     LOGITS,
     NEIGHBOURS,
     VOCAB,
+    Table,
 )
 from extraction_kit.errors import BadExport, ResultsDamaged
 from extraction_kit.results import GROUPS, SIGNS
@@ -167,6 +168,7 @@ def contexts_of(
     """Return number and token ids of each context that the features have an example in."""
     found = _rows(
         files.folder,
+        EXAMPLES,
         "SELECT DISTINCT context, n_tok, tokens FROM "  # noqa: S608 - checked values
         f"(SELECT DISTINCT context FROM {scan([files.folder / EXAMPLES.file])} "
         f"WHERE {condition(features)}) LEFT JOIN {scan([files.contexts])} USING (context) "
@@ -179,6 +181,7 @@ def n_active(files: ResultFiles, features: Sequence[int]) -> dict[int, int]:
     """Return on how many tokens each feature is active."""
     rows = _rows(
         files.folder,
+        FEATURES,
         f"SELECT feature, n_active FROM {scan([files.folder / FEATURES.file])} "  # noqa: S608 - checked values
         f"WHERE {condition(features)}",
     )
@@ -186,20 +189,21 @@ def n_active(files: ResultFiles, features: Sequence[int]) -> dict[int, int]:
 
 
 def selected(
-    files: ResultFiles, table: str, features: Sequence[int]
+    files: ResultFiles, table: Table, features: Sequence[int]
 ) -> duckdb.DuckDBPyRelation:
     """Return the rows of ``features``, ``logits`` (with texts) or ``neighbours``."""
-    source = scan([files.folder / f"{table}.parquet"])
-    if table == LOGITS.name:
+    source = scan([files.folder / table.file])
+    if table is LOGITS:
         source = (
             "(SELECT feature, sign, rank, token, text, value "  # noqa: S608 - our own names
             f"FROM {source} LEFT JOIN {scan([files.vocab])} AS {VOCAB.name} "
             "ON token = token_id)"
         )
     order = {"features": "feature", "logits": "feature, sign = 'bottom', rank"}
-    keys = order.get(table, "feature, kind, rank")
+    keys = order.get(table.name, "feature, kind, rank")
     return _query(
         files.folder,
+        table,
         f"FROM {source} WHERE {condition(features)} ORDER BY {keys}",
     )
 
@@ -208,8 +212,8 @@ def _some(
     files: ResultFiles, features: Sequence[int], groups: Sequence[str]
 ) -> list[FeatureRecord]:
     where = condition(features)
-    rows = {row["feature"]: row for row in _table(files, FEATURES.file, where)}
-    hists = {row["feature"]: row["hist"] for row in _table(files, HISTOGRAMS.file, where)}
+    rows = {row["feature"]: row for row in _table(files, FEATURES, where)}
+    hists = {row["feature"]: row["hist"] for row in _table(files, HISTOGRAMS, where)}
     windows = _windows(files, where, groups)
     logits, nearest = _logits(files, features), _nearest(files, where)
     return [
@@ -227,8 +231,9 @@ def _some(
     ]
 
 
-def _table(files: ResultFiles, name: str, where: str) -> list[dict[str, Any]]:
-    return _rows(files.folder, f"FROM {scan([files.folder / name])} WHERE {where}")
+def _table(files: ResultFiles, table: Table, where: str) -> list[dict[str, Any]]:
+    source = scan([files.folder / table.file])
+    return _rows(files.folder, table, f"FROM {source} WHERE {where}")
 
 
 def _windows(
@@ -237,6 +242,7 @@ def _windows(
     names = ", ".join(f"'{group}'" for group in groups)
     rows = _rows(
         files.folder,
+        EXAMPLES,
         f"SELECT examples.*, n_tok, tokens FROM {scan([files.folder / EXAMPLES.file])} "  # noqa: S608 - checked values
         f"AS examples LEFT JOIN {scan([files.contexts])} USING (context) "
         f'WHERE {where} AND "group" IN ({names}) ORDER BY feature, "group", rank',
@@ -263,7 +269,7 @@ def _logits(
     if not has(files, LOGITS.name):
         return None
     found: dict[int, dict[str, list[tuple[str, float]]]] = {}
-    for row in selected(files, LOGITS.name, features).fetchall():
+    for row in selected(files, LOGITS, features).fetchall():
         feature, sign, _, _, text, value = row
         of_feature = found.setdefault(feature, {name: [] for name in SIGNS})
         of_feature[sign].append((text, value))
@@ -273,9 +279,7 @@ def _logits(
 def _nearest(files: ResultFiles, where: str) -> dict[int, list[tuple[int, float]]] | None:
     if not has(files, NEIGHBOURS.name, "decoder"):
         return None
-    rows = _table(
-        files, NEIGHBOURS.file, f"{where} AND kind = 'decoder' ORDER BY feature, rank"
-    )
+    rows = _table(files, NEIGHBOURS, f"{where} AND kind = 'decoder' ORDER BY feature, rank")
     found: dict[int, list[tuple[int, float]]] = {}
     for row in rows:
         found.setdefault(row["feature"], []).append((row["other"], row["value"]))
@@ -284,5 +288,5 @@ def _nearest(files: ResultFiles, where: str) -> dict[int, list[tuple[int, float]
 
 def _arrays(files: ResultFiles, query: str) -> dict[str, np.ndarray]:
     with _readable(files.folder):
-        found: dict[str, np.ndarray] = _query(files.folder, query).fetchnumpy()
+        found: dict[str, np.ndarray] = _query(files.folder, EXAMPLES, query).fetchnumpy()
     return found

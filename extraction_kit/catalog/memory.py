@@ -7,11 +7,15 @@ import weakref
 
 import duckdb
 
-_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,  # a compute node has no network: fail at once
     "autoload_known_extensions": False,
     "python_enable_replacements": False,  # a name is a view, never a variable of this code
 }
+
+
+FAILURES = (duckdb.Error, RuntimeError, UnicodeDecodeError)
+"""What DuckDB raises when a file is not what it seems."""
 
 
 class Memory:
@@ -37,7 +41,7 @@ class Memory:
         """Return a connection of its own to the database; relations keep it alive."""
         with self.lock:
             if self._database is None:
-                database = duckdb.connect(":memory:", config=_CONFIG)
+                database = duckdb.connect(":memory:", config=CONFIG)
                 # Published files never change: parse each footer once (checked by mtime).
                 database.execute("SET GLOBAL parquet_metadata_cache = true")
                 self._database = database

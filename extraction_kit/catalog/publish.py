@@ -168,10 +168,13 @@ def _whole(manifest: object) -> bool:
     files, made_as = manifest.get("files"), manifest.get("format")
     if not isinstance(made_as, int):
         made_as = STATISTICS_FORMAT
-    return isinstance(files, dict) and all(
-        isinstance(files.get(table.file), dict) and files[table.file].keys() >= _MEASURED
-        for table in RESULT_TABLES
-        if table.since <= made_as
+    if not isinstance(files, dict) or not files:
+        return False
+    ours = (table.file for table in RESULT_TABLES if table.since <= made_as)
+    names = files if made_as > STATISTICS_FORMAT else {*files, *ours}
+    return all(
+        isinstance(files.get(name), dict) and files[name].keys() >= _MEASURED
+        for name in names
     )
 
 
@@ -189,12 +192,21 @@ def verify(folder: Path) -> list[str]:
     if manifest is None:
         return [f"{folder / MANIFEST} is missing or torn"]
     problems = [
-        _problem(folder / name, expected) for name, expected in manifest["files"].items()
+        problem_of(folder / name, expected) for name, expected in manifest["files"].items()
     ]
     return [problem for problem in problems if problem]
 
 
-def _problem(path: Path, expected: Mapping[str, Any]) -> str:
+def problem_of(path: Path, expected: Mapping[str, Any]) -> str:
+    """Return what is wrong with one file of a result, "" if nothing; reads all of it.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    expected : mapping
+        What its manifest says of it: sha256, rows, bytes.
+    """
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from extraction_kit.catalog.memory import Memory
 from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.relations import literal, scan
+from extraction_kit.catalog.soundness import require_sound
 from extraction_kit.catalog.tables import (
     EXAMPLES,
     FEATURES,
@@ -58,7 +59,9 @@ def features(folder: Path) -> duckdb.DuckDBPyRelation:
     ResultsDamaged
         The file is missing or cannot be read.
     """
-    return _query(folder, f"FROM {scan([folder / FEATURES.file])} ORDER BY feature")
+    return _query(
+        folder, FEATURES, f"FROM {scan([folder / FEATURES.file])} ORDER BY feature"
+    )
 
 
 def examples(
@@ -90,7 +93,7 @@ def examples(
     ResultsDamaged
         The file is missing or cannot be read.
     """
-    return _query(folder, _examples_sql(folder, feature, k=k, group=group))
+    return _query(folder, EXAMPLES, _examples_sql(folder, feature, k=k, group=group))
 
 
 def _examples_sql(
@@ -151,6 +154,7 @@ def logits(
     _refuse_absent(folder, LOGITS, ())
     return _query(
         folder,
+        LOGITS,
         "SELECT feature, sign, rank, token, text, value "  # noqa: S608 - checked values
         f"FROM {scan([folder / LOGITS.file])} "
         f"LEFT JOIN {scan([vocab])} AS {VOCAB.name} ON token = token_id "
@@ -191,7 +195,9 @@ def similar(
     _refuse_absent(folder, NEIGHBOURS, (kind,))
     source = scan([folder / NEIGHBOURS.file])
     return _query(
-        folder, f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank"
+        folder,
+        NEIGHBOURS,
+        f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank",
     )
 
 
@@ -238,7 +244,11 @@ def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
     """
     number = _check_feature(folder, feature)
     source = scan([folder / HISTOGRAMS.file])
-    found = _query(folder, f"SELECT hist FROM {source} WHERE feature = {number}")  # noqa: S608 - an integer
+    found = _query(
+        folder,
+        HISTOGRAMS,
+        f"SELECT hist FROM {source} WHERE feature = {number}",  # noqa: S608 - an integer
+    )
     with _readable(folder):
         return np.asarray(found.fetchall()[0][0], dtype=np.int64)
 
@@ -272,6 +282,7 @@ def top_tokens(
     _refuse_absent(folder, TOKENS, ())
     return _query(
         folder,
+        TOKENS,
         "SELECT feature, rank, token, text, n_active, sum_act, mean_act, max_act "  # noqa: S608 - checked values
         f"FROM {scan([folder / TOKENS.file])} "
         f"LEFT JOIN {scan([vocab])} AS {VOCAB.name} ON token = token_id "
@@ -314,13 +325,13 @@ def example_windows(
     ResultsDamaged
         A file of the run, or the context of an example, is missing or cannot be read.
     """
-    rows = _rows(folder, _examples_sql(folder, feature, k=k, group=group))
+    rows = _rows(folder, EXAMPLES, _examples_sql(folder, feature, k=k, group=group))
     if not rows:
         return []
     numbers = ", ".join(str(row["context"]) for row in rows)
-    found = _rows(
-        folder,
-        f"FROM {scan([contexts])} WHERE context IN ({numbers})",
+    found = _fetched(
+        contexts,
+        _sql(contexts, f"FROM {scan([contexts])} WHERE context IN ({numbers})"),
     )
     tokens_of = {row["context"]: _token_ids(row["tokens"], row["n_tok"]) for row in found}
     missing = [row["context"] for row in rows if row["context"] not in tokens_of]
@@ -398,14 +409,23 @@ def _memory() -> Memory:
     return Memory()
 
 
-def _query(folder: Path, query: str) -> duckdb.DuckDBPyRelation:
-    with _readable(folder):
+def _query(folder: Path, table: Table, query: str) -> duckdb.DuckDBPyRelation:
+    """Ask one table of a run, once it is known that its file is the published one."""
+    require_sound(folder / table.file)
+    return _sql(folder, query)
+
+
+def _rows(folder: Path, table: Table, query: str) -> list[dict[str, Any]]:
+    return _fetched(folder, _query(folder, table, query))
+
+
+def _sql(path: Path, query: str) -> duckdb.DuckDBPyRelation:
+    with _readable(path):
         return _memory().cursor().sql(query)
 
 
-def _rows(folder: Path, query: str) -> list[dict[str, Any]]:
-    found = _query(folder, query)
-    with _readable(folder):
+def _fetched(path: Path, found: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
+    with _readable(path):
         return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
 
 
@@ -415,7 +435,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         msg = (
-            f"{path} cannot be read: {error}. "
-            "Type `extraction-kit doctor` to see which files are damaged"
+            f"{path} cannot be read: {error}. Type ws.verify() (or `extraction-kit verify`) "
+            "to see which files are damaged"
         )
         raise ResultsDamaged(msg) from error

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from extraction_kit.catalog.arrays import rows_table
 from extraction_kit.catalog.labelled import labelled, labels_of
+from extraction_kit.catalog.macros import MACROS
+from extraction_kit.catalog.memory import CONFIG, FAILURES
 from extraction_kit.catalog.tables import (
     CATALOG,
     CONTEXTS,
@@ -67,8 +69,28 @@ _TOKENIZER = _Key(
 )
 
 
-def populate(connection: duckdb.DuckDBPyConnection, rows: CatalogRows) -> None:
-    """Make or replace every table and view of the catalog, with comments, in one step."""
+def keys_of(table: Table) -> tuple[Column, ...]:
+    """Return the column that a view has before those of its files, if it is a view."""
+    keys = dict.fromkeys(RESULT_TABLES, (_RUN.column,))
+    keys |= {CONTEXTS: (_CORPUS.column,), VOCAB: (_TOKENIZER.column,)}
+    return keys.get(table, ())
+
+
+def populate(
+    connection: duckdb.DuckDBPyConnection, rows: CatalogRows, *, careful: bool = False
+) -> None:
+    """Make or replace every table, view and macro of the catalog, with comments, in one step.
+
+    Parameters
+    ----------
+    connection : DuckDBPyConnection
+        Where.
+    rows : CatalogRows
+        What the ledger says.
+    careful : bool
+        Ask DuckDB itself, in a database apart, which file can be read: after it failed on
+        one that seemed readable. An error inside DuckDB costs the database that it is in.
+    """
     connection.execute("BEGIN")
     try:
         for table in LEDGER_TABLES:
@@ -78,17 +100,30 @@ def populate(connection: duckdb.DuckDBPyConnection, rows: CatalogRows) -> None:
         _make_labels(connection)
         for table in RESULT_TABLES:
             paths = [folder / table.file for folder in rows.folders.values()]
+            usable = _readable_first(table, paths, careful=careful)
             if table is FEATURES:
                 has_labels = rows.label_history.num_rows > 0
-                _make_features(connection, paths, has_labels=has_labels)
+                _make_features(connection, usable, has_labels=has_labels)
             else:
-                _make_view(connection, table, key=_RUN, paths=paths)
-        _make_view(connection, CONTEXTS, key=_CORPUS, paths=rows.corpora.values())
-        _make_view(connection, VOCAB, key=_TOKENIZER, paths=rows.vocabs.values())
+                _make_view(connection, table, key=_RUN, paths=usable)
+        corpora = _readable_first(CONTEXTS, rows.corpora.values(), careful=careful)
+        _make_view(connection, CONTEXTS, key=_CORPUS, paths=corpora)
+        vocabs = _readable_first(VOCAB, rows.vocabs.values(), careful=careful)
+        _make_view(connection, VOCAB, key=_TOKENIZER, paths=vocabs)
+        make_macros(connection)
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def make_macros(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make or replace the macros of the catalog, with comments."""
+    for macro in MACROS:
+        connection.execute(macro.definition)
+        connection.execute(
+            f"COMMENT ON MACRO TABLE {macro.name} IS {literal(macro.comment)}"
+        )
 
 
 def _make_table(
@@ -97,33 +132,33 @@ def _make_table(
     connection.register("_content", content)
     connection.execute(f"CREATE OR REPLACE TABLE {table.name} AS FROM _content")
     connection.unregister("_content")
-    _comment(connection, table, kind="TABLE", columns=table.columns)
+    comment(connection, table, kind="TABLE", columns=table.columns)
 
 
 def _make_view(
-    connection: duckdb.DuckDBPyConnection, table: Table, *, key: _Key, paths: Iterable[Path]
+    connection: duckdb.DuckDBPyConnection, table: Table, *, key: _Key, paths: list[Path]
 ) -> None:
     columns = (key.column, *table.columns)
-    query = _select(table, key, _readable_first(paths))
+    query = _select(table, key, paths)
     connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {query}")
-    _comment(connection, table, kind="VIEW", columns=columns)
+    comment(connection, table, kind="VIEW", columns=columns)
 
 
 def _make_labels(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(
         f"CREATE OR REPLACE TABLE {LABELS.name} AS {labels_of(LABEL_HISTORY)}"
     )
-    _comment(connection, LABELS, kind="TABLE", columns=LABELS.columns)
+    comment(connection, LABELS, kind="TABLE", columns=LABELS.columns)
 
 
 def _make_features(
     connection: duckdb.DuckDBPyConnection, paths: list[Path], *, has_labels: bool
 ) -> None:
-    plain = _select(FEATURES, _RUN, _readable_first(paths))
+    plain = _select(FEATURES, _RUN, paths)
     query = labelled(plain, has_labels=has_labels)
     connection.execute(f"CREATE OR REPLACE VIEW {FEATURES.name} AS {query}")
     columns = (_RUN.column, *FEATURES.columns, *LABEL_COLUMNS)
-    _comment(connection, FEATURES, kind="VIEW", columns=columns)
+    comment(connection, FEATURES, kind="VIEW", columns=columns)
 
 
 def _select(table: Table, key: _Key, paths: list[Path]) -> str:
@@ -136,7 +171,9 @@ def _select(table: Table, key: _Key, paths: list[Path]) -> str:
     return f'SELECT {key.sql} AS "{key.column.name}", {names} FROM {source}'  # noqa: S608 - our own names
 
 
-def _readable_first(paths: Iterable[Path]) -> list[Path]:
+def _readable_first(
+    table: Table, paths: Iterable[Path], *, careful: bool = False
+) -> list[Path]:
     """Return the paths that exist; one that can be read comes first, [] if none can.
 
     DuckDB takes the types from the first file. A damaged one further on fails the queries
@@ -144,21 +181,37 @@ def _readable_first(paths: Iterable[Path]) -> list[Path]:
     """
     present = sorted(path for path in paths if path.is_file())
     for number, path in enumerate(present):
-        try:
-            pq.read_metadata(path)
-        except (OSError, pa.ArrowException):
-            continue
-        return [path, *present[:number], *present[number + 1 :]]
+        if _is_readable(path) and (not careful or _is_bindable(table, path)):
+            return [path, *present[:number], *present[number + 1 :]]
     return []
 
 
-def _comment(
+def _is_readable(path: Path) -> bool:
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+def _is_bindable(table: Table, path: Path) -> bool:
+    names = ", ".join(f'"{column.name}"' for column in table.columns)
+    try:
+        with duckdb.connect(":memory:", config=CONFIG) as apart:
+            apart.execute(f"SELECT {names} FROM {scan([path])} LIMIT 0")  # noqa: S608 - our own names
+    except FAILURES:
+        return False
+    return True
+
+
+def comment(
     connection: duckdb.DuckDBPyConnection,
     table: Table,
     *,
     kind: str,
     columns: Iterable[Column],
 ) -> None:
+    """Put meanings and units on a table and its columns."""
     connection.execute(f"COMMENT ON {kind} {table.name} IS {literal(table.meaning)}")
     for column in columns:
         connection.execute(
@@ -188,4 +241,5 @@ def literal(text: str) -> str:
 
 def names_of_relations() -> str:
     """Return what can be named in SQL, for messages."""
-    return ", ".join(table.name for table in CATALOG)
+    tables = ", ".join(table.name for table in CATALOG)
+    return f"{tables}; and {', '.join(macro.call for macro in MACROS)}"

@@ -1,17 +1,33 @@
 """SQL over all completed runs and the ledger's rows, always up to date."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
 
 import duckdb
 
-from extraction_kit.catalog.memory import Memory
+from extraction_kit.catalog.answers import Answer
+from extraction_kit.catalog.memory import FAILURES, Memory
 from extraction_kit.catalog.relations import CatalogRows, names_of_relations, populate
-from extraction_kit.errors import BadQuery
+from extraction_kit.catalog.soundness import find_damage
+from extraction_kit.errors import BadQuery, ExtractionKitError, ResultsDamaged
 
 __all__ = ["CatalogRows", "Session"]
 
 _READS = frozenset({duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN})
+# Errors of a statement, whatever the files hold: no file is looked at for them.
+_OF_THE_STATEMENT = (
+    duckdb.ParserException,
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.ConversionException,
+    duckdb.OutOfRangeException,
+    duckdb.OutOfMemoryException,
+    duckdb.InterruptException,
+)
+_NAMED = 3  # damaged files in one message
+_SEARCHED = 2**31  # bytes read after an error that names no file: 2 s or so
 
 
 class Session:
@@ -34,6 +50,7 @@ class Session:
         self._cursor = cursor
         self._memory = Memory()
         self._seen = 0
+        self._folders: Mapping[str, Path] = {}
 
     def sql(
         self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
@@ -41,7 +58,10 @@ class Session:
         """Return the answer to one SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN).
 
         Views: ``runs``, ``trainings``, ``events``, ``features``, ``histograms``,
-        ``examples``, ``contexts``, ``vocab``; ``DESCRIBE features`` lists columns.
+        ``examples``, ``logits``, ``neighbours``, ``tokens``, ``contexts``, ``vocab``;
+        ``DESCRIBE features`` lists columns. Questions with a name:
+        ``FROM top_features('<run id>', 50)`` and those of
+        :mod:`extraction_kit.catalog.macros`.
 
         Parameters
         ----------
@@ -52,25 +72,26 @@ class Session:
 
         Returns
         -------
-        duckdb.DuckDBPyRelation
+        DuckDBPyRelation
             ``.df()``, ``.pl()``, ``.arrow()``, ``.fetchall()`` fetch it; without `params`
-            nothing is computed before.
+            nothing is computed before. Where a file is damaged, fetching raises
+            `ResultsDamaged` with its name.
 
         Raises
         ------
         BadQuery
             DuckDB cannot run it, or it is no statement that reads.
+        ResultsDamaged
+            A file that it reads is damaged; run and file are named.
         """
         cursor = self._fresh()
         try:
             _check_reads(cursor, query)
-            return cursor.sql(query, params=params)
-        except duckdb.Error as error:
-            msg = (
-                f"{error}\nThe catalog has: {names_of_relations()}. "
-                "Type ws.sql('DESCRIBE features') for the columns of one"
-            )
-            raise BadQuery(msg) from error
+            relation = cursor.sql(query, params=params)
+        except FAILURES as error:
+            raise self._explained(error) from error
+        # It does all that a relation does; the types of duckdb say what that is.
+        return cast("duckdb.DuckDBPyRelation", Answer(relation, self._explained))
 
     def close(self) -> None:
         """Free its memory; the next query opens it again."""
@@ -82,9 +103,54 @@ class Session:
             now = self._cursor()  # before the rows: what comes between is seen next time
             if not memory.opened or now != self._seen:
                 rows = self._rows()
-                populate(memory.cursor(), rows)
+                try:
+                    populate(memory.cursor(), rows)
+                except FAILURES:
+                    memory.close()
+                    populate(memory.cursor(), rows, careful=True)
+                self._folders = rows.folders
                 self._seen = now
             return memory.cursor()
+
+    def _explained(self, error: Exception) -> Exception:
+        """Return the error that says what a person can do about `error`."""
+        if isinstance(error, ExtractionKitError):
+            return error
+        if not isinstance(error, _OF_THE_STATEMENT):
+            # A file may have come or gone, and after an error inside DuckDB itself its
+            # database answers nothing any more: the next query begins anew.
+            self.close()
+            damage = _damage(error, self._folders)
+            if damage:
+                return ResultsDamaged(
+                    f"{damage}\nDuckDB says: {error}\nType ws.verify(): it lists all that is "
+                    "damaged, and the views leave those runs out from then on. Until then "
+                    "ask for the other ones, for example WHERE run_id <> '...'"
+                )
+            text = (
+                f"{error}\nIf the query is right, a file may be damaged: type ws.verify()"
+            )
+        else:
+            text = str(error)
+        return BadQuery(
+            f"{text}\nThe catalog has: {names_of_relations()}. "
+            "Type ws.sql('DESCRIBE features') for the columns of one"
+        )
+
+
+def _damage(error: Exception, folders: Mapping[str, Path]) -> str:
+    """Return which files of which runs are damaged, a line each; those named in `error` first."""
+    text = str(error)
+    named = {run: folder for run, folder in folders.items() if str(folder) in text}
+    found = list(islice(find_damage(named), _NAMED)) if named else []
+    found = found or list(islice(find_damage(folders, max_bytes=_SEARCHED), 1))
+    return "\n".join(f"{_run_of(problem, folders)}: {problem}" for problem in found)
+
+
+def _run_of(problem: str, folders: Mapping[str, Path]) -> str:
+    return next(
+        f"run {run}" for run, folder in folders.items() if problem.startswith(f"{folder}/")
+    )
 
 
 def _check_reads(cursor: duckdb.DuckDBPyConnection, query: str) -> None:

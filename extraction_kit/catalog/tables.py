@@ -285,12 +285,20 @@ RUNS = Table(
         Column("model", "VARCHAR", "", "language model"),
         Column("hook_name", "VARCHAR", "", "where activations are read"),
         Column("corpus_digest", "VARCHAR", "", "corpus"),
+        Column("tokenizer_digest", "VARCHAR", "", "tokenizer"),
         Column("config", "VARCHAR", "", "ExtractionConfig as JSON"),
         Column(
             "statistics_format",
             "BIGINT",
             "",
             f"of its files; the views show those of format {STATISTICS_FORMAT}",
+        ),
+        Column(
+            "damage",
+            "VARCHAR",
+            "",
+            "what the last verification found wrong with its files: the views leave it out; "
+            "NULL if nothing is known",
         ),
     ),
 )

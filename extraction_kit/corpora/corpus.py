@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int32, Int64
 
 from extraction_kit import atomic
+from extraction_kit.digests import file_digest
 from extraction_kit.errors import BadCorpus
 from extraction_kit.trainings.files import read_json
 
@@ -20,6 +21,7 @@ KEPT_TOKENS = 2**22
 """Tokens of read row groups that are kept, at least two groups: 24 MiB."""
 CONTEXTS = "contexts.parquet"
 SPEC = "corpus.json"
+VOCAB_SHA256 = "vocab_sha256"
 SCHEMA = pa.schema(
     [
         pa.field("context", pa.int64(), nullable=False),
@@ -127,6 +129,7 @@ class Corpus:
         folder = Path(folder).absolute()
         advice = "delete the folder, then prepare the corpus again"
         values = read_json(folder / SPEC, BadCorpus, advice)
+        values.pop(VOCAB_SHA256, None)  # see `extraction_kit.corpora.checking`
         if values.pop("format", None) != CORPUS_FORMAT:
             raise BadCorpus(
                 f"{folder} has another format than {CORPUS_FORMAT}, the one this version "
@@ -152,6 +155,7 @@ class Corpus:
             # below the shared part of the workspace, so that it can be moved as a whole
             "vocab": f"{self.vocab.parent.name}/{self.vocab.name}",
             "masks": dict(self.masks),
+            VOCAB_SHA256: file_digest(self.vocab),
         }
         for name in (
             "digest", "n_contexts", "n_tokens", "n_tokens_total", "context_size", "source",

@@ -1,4 +1,4 @@
-"""A progress bar for preparing a corpus in a notebook or terminal."""
+"""A progress bar for a notebook or terminal, for what takes longer than a moment."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,11 +7,13 @@ _DELAY_S = 2  # what is done sooner needs no bar
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int | None, str], None]]:
-    """Give a function for ``prepare(progress=...)`` that draws a bar after 2 s."""
+def progress_bar(
+    label: str, *, unit: str = "tok"
+) -> Iterator[Callable[[int, int | None, str], None]]:
+    """Give a function that takes done, total and what is being done; draws a bar after 2 s."""
     from tqdm import tqdm  # noqa: PLC0415 - only who looks pays for it
 
-    with tqdm(desc=label, unit="tok", unit_scale=True, delay=_DELAY_S, leave=False) as bar:
+    with tqdm(desc=label, unit=unit, unit_scale=True, delay=_DELAY_S, leave=False) as bar:
 
         def report(n_done: int, n_total: int | None, what: str) -> None:
             bar.total = n_total

@@ -17,6 +17,7 @@ from extraction_kit.catalog.bulk import (
     records,
     selected,
 )
+from extraction_kit.catalog.tables import FEATURES, LOGITS, NEIGHBOURS
 from extraction_kit.interchange.writing import new_folder
 
 _EXAMPLES = pa.schema(
@@ -45,11 +46,11 @@ def write(
 ) -> Path:
     """Write the folder; return where it is. See `Exports.parquet` and `Exports.csv`."""
     wanted = chosen(files, features)
-    names = ["features", *(each for each in ("logits", "neighbours") if has(files, each))]
+    tables = [FEATURES, *(each for each in (LOGITS, NEIGHBOURS) if has(files, each.name))]
     with new_folder(path) as (final, staged):
-        for name in names:
-            rows = selected(files, name, wanted).to_arrow_table()
-            _write(staged / name, rows.schema, iter([rows]), as_csv=as_csv)
+        for table in tables:
+            rows = selected(files, table, wanted).to_arrow_table()
+            _write(staged / table.name, rows.schema, iter([rows]), as_csv=as_csv)
         examples = (_examples(batch, as_csv=as_csv) for batch in records(files, wanted))
         schema = _flat(_EXAMPLES) if as_csv else _EXAMPLES
         _write(staged / "examples", schema, examples, as_csv=as_csv)

@@ -115,3 +115,13 @@ def count_of(
         .group_by(run_id)
     )
     return {found: int(count) for found, count in rows}
+
+
+def newest_of(connection: Connection, kinds: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return kind and text of the newest event among `kinds`, by run."""
+    rows = connection.execute(
+        select(events.c.run_id, events.c.kind, events.c.text)
+        .where(events.c.kind.in_(kinds), events.c.run_id.is_not(None))
+        .order_by(events.c.change)
+    )
+    return {run_id: (kind, text) for run_id, kind, text in rows}

@@ -50,7 +50,7 @@ def run(how):
     process = subprocess.Popen(
         [sys.executable, "-c", FORKING, how],
         cwd=HERE,
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

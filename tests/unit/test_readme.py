@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import extraction_kit as xk
+from extraction_kit.catalog.schema import reference
 from extraction_kit.lifecycle import diagram
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +15,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_states_diagram_is_generated_from_the_table():
     block = re.search(r"```mermaid\n(.*?)\n```", README, re.DOTALL)
     assert block.group(1) == diagram()
+
+
+def test_the_schema_is_generated_from_the_tables():
+    block = re.search(
+        r"<summary>Every table.*?</summary>\n\n(.*?)\n\n</details>", README, re.DOTALL
+    )
+    assert block.group(1) == reference(), (
+        "python -m extraction_kit.catalog.schema README.md"
+    )
 
 
 def test_every_name_in_the_examples_exists():

@@ -1,0 +1,137 @@
+"""One file that holds chosen runs with all that belongs to them, for any machine."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from extraction_kit.atomic import fsync_file, fsync_folder, temporary_beside, unusable
+from extraction_kit.catalog.memory import CONFIG
+from extraction_kit.catalog.relations import CatalogRows, literal, make_macros, populate
+from extraction_kit.catalog.snapshot import STORAGE_VERSION
+from extraction_kit.catalog.tables import (
+    CATALOG,
+    CONTEXTS,
+    EVENTS,
+    LABEL_HISTORY,
+    LABELS,
+    TRAININGS,
+    VOCAB,
+)
+from extraction_kit.errors import BadExport, WorkspaceUnusable
+
+# What of each table belongs to the runs that are in the file; all of the others.
+_OF_THE_RUNS = {
+    TRAININGS: "training_id IN (SELECT training_id FROM runs)",
+    EVENTS: "run_id IN (SELECT run_id FROM runs)",
+    LABELS: "sae_digest IN (SELECT sae_digest FROM runs)",
+    LABEL_HISTORY: "sae_digest IN (SELECT sae_digest FROM runs)",
+    CONTEXTS: "(corpus_digest, context) IN ("
+    "SELECT (corpus_digest, context) FROM examples JOIN runs USING (run_id) UNION "
+    "SELECT (corpus_digest, max_context) FROM features JOIN runs USING (run_id))",
+    VOCAB: "tokenizer_digest IN (SELECT tokenizer_digest FROM runs)",
+}
+
+
+def export_runs(path: Path, rows: CatalogRows, *, run_ids: Sequence[str]) -> None:
+    """Write a new DuckDB file with native tables: everything of these runs, nothing else.
+
+    It has the tables, comments and macros of the catalog, but no path to any file: it can
+    be copied anywhere and opened with DuckDB 1.4 or later. Of the corpora it holds the
+    contexts that examples and maxima name.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file appears, whole or not at all.
+    rows : CatalogRows
+        What the ledger says.
+    run_ids : sequence of str
+        Runs whose folders are in `rows`.
+
+    Raises
+    ------
+    BadExport
+        Something is at `path` already.
+    WorkspaceUnusable
+        The disk is full or the folder not writable; nothing is left behind.
+    """
+    if os.path.lexists(path):
+        raise _is_there(path)
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _build(temporary, rows, run_ids)
+        fsync_file(temporary)
+        _put(temporary, path)
+        fsync_folder(path.parent)
+    except (duckdb.IOException, duckdb.TransactionException) as error:
+        raise WorkspaceUnusable(f"cannot write {path}: {error}") from error
+    except OSError as error:
+        raise unusable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Give the file its name, unless something has it by now."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise _is_there(path) from None
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise _is_there(path) from None
+        temporary.rename(path)
+
+
+def _is_there(path: Path) -> BadExport:
+    return BadExport(
+        f"{path} is there already, and an export replaces nothing: choose another name, or "
+        "remove it first"
+    )
+
+
+def _build(path: Path, rows: CatalogRows, run_ids: Sequence[str]) -> None:
+    chosen = ", ".join(map(literal, run_ids))
+    spill = {"temp_directory": str(path.parent)}
+    with duckdb.connect(":memory:", config=CONFIG | spill) as connection:
+        populate(connection, rows)
+        connection.execute(f"DELETE FROM runs WHERE run_id NOT IN ({chosen})")  # noqa: S608 - quoted
+        connection.execute(
+            f"ATTACH {literal(str(path))} AS export (STORAGE_VERSION '{STORAGE_VERSION}')"
+        )
+        for table in CATALOG:
+            wanted = _OF_THE_RUNS.get(table, "true")
+            connection.execute(
+                f"CREATE TABLE export.{table.name} AS FROM {table.name} WHERE {wanted}"
+            )
+        _copy_comments(connection)
+        connection.execute("USE export")
+        make_macros(connection)
+        connection.execute("CHECKPOINT")
+        connection.execute("USE memory")
+        connection.execute("DETACH export")
+
+
+def _copy_comments(connection: duckdb.DuckDBPyConnection) -> None:
+    tables = connection.execute(
+        "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'memory' "
+        "UNION ALL "
+        "SELECT view_name, comment FROM duckdb_views() WHERE database_name = 'memory'"
+    ).fetchall()
+    columns = connection.execute(
+        "SELECT table_name, column_name, comment FROM duckdb_columns() "
+        "WHERE database_name = 'memory'"
+    ).fetchall()
+    ours = {table.name for table in CATALOG}
+    for name, comment in tables:
+        if name in ours and comment:
+            connection.execute(f"COMMENT ON TABLE export.{name} IS {literal(comment)}")
+    for name, column, comment in columns:
+        if name in ours and comment:
+            connection.execute(
+                f'COMMENT ON COLUMN export.{name}."{column}" IS {literal(comment)}'
+            )
