@@ -1,6 +1,5 @@
 """The workspace as a researcher holds it: register, launch, look, ask."""
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,8 +20,6 @@ from extraction_kit.workbench import Workbench
 
 if TYPE_CHECKING:
     import duckdb
-
-    from extraction_kit.catalog.session import Session
 
 
 class Workspace:
@@ -49,8 +46,6 @@ class Workspace:
         found = find_workspace() if home is None else Path(home)
         self._bench = Workbench.open(found.expanduser().absolute(), settings)
         self._watcher = Watcher(self._bench)
-        self._session: Session | None = None
-        self._lock = threading.Lock()
 
     @property
     def home(self) -> Path:
@@ -268,18 +263,7 @@ class Workspace:
         BadQuery
             DuckDB's message, and the names that can be used.
         """
-        return self._open_session().sql(query, params)
-
-    def _open_session(self) -> "Session":
-        with self._lock:
-            if self._session is None:
-                from extraction_kit.catalog.session import Session  # noqa: PLC0415 - duckdb
-
-                bench = self._bench
-                self._session = Session(
-                    lambda: status.catalog_rows(bench), lambda: status.cursor(bench)
-                )
-            return self._session
+        return self._watcher.session.sql(query, params)
 
     def refresh_catalog(self) -> Path:
         """Rebuild ``catalog.duckdb``; return its path."""

@@ -58,7 +58,7 @@ def features(folder: Path) -> duckdb.DuckDBPyRelation:
     ResultsDamaged
         The file is missing or cannot be read.
     """
-    return _query(folder, f"FROM {scan([folder / FEATURES.file])} ORDER BY feature")
+    return ask(folder, f"FROM {scan([folder / FEATURES.file])} ORDER BY feature")
 
 
 def examples(
@@ -90,7 +90,7 @@ def examples(
     ResultsDamaged
         The file is missing or cannot be read.
     """
-    return _query(folder, _examples_sql(folder, feature, k=k, group=group))
+    return ask(folder, _examples_sql(folder, feature, k=k, group=group))
 
 
 def _examples_sql(
@@ -149,7 +149,7 @@ def logits(
         _check_choice("sign", sign, SIGNS)
         wanted.append(f"sign = {literal(sign)}")
     _refuse_absent(folder, LOGITS, ())
-    return _query(
+    return ask(
         folder,
         "SELECT feature, sign, rank, token, text, value "  # noqa: S608 - checked values
         f"FROM {scan([folder / LOGITS.file])} "
@@ -190,9 +190,7 @@ def similar(
     wanted = [*_wanted(folder, feature, k=k), f"kind = {literal(kind)}"]
     _refuse_absent(folder, NEIGHBOURS, (kind,))
     source = scan([folder / NEIGHBOURS.file])
-    return _query(
-        folder, f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank"
-    )
+    return ask(folder, f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank")
 
 
 def _wanted(folder: Path, feature: SupportsIndex | None, *, k: int | None) -> list[str]:
@@ -210,20 +208,26 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _refuse_absent(folder: Path, table: Table, kind: tuple[str, ...]) -> None:
-    """Say why a run has no rows of a table, if it says so itself."""
+    why = why_absent(folder, table, *kind)
+    if why is not None:
+        raise BadQuery(why)
+
+
+def why_absent(folder: Path, table: Table, *kind: str) -> str | None:
+    """Return why a run has no rows of a table, if it says so itself."""
     manifest = _manifest(folder)
     if manifest["format"] < table.since:
-        msg = (
+        return (
             f"the run in {folder} was measured by a release that knew no {table.name}: "
             "launch it again with the next generation="
         )
-        raise BadQuery(msg)
     said = manifest["provenance"].get(table.name, {})
     for name in kind:
         said = said.get(name, {})
-    if said.get("absent_because") is not None:
-        noun = " ".join([*kind, table.name])
-        raise BadQuery(f"this run has no {noun}: {said['absent_because']}")
+    if said.get("absent_because") is None:
+        return None
+    noun = " ".join([*kind, table.name])
+    return f"this run has no {noun}: {said['absent_because']}"
 
 
 def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
@@ -238,8 +242,8 @@ def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
     """
     number = _check_feature(folder, feature)
     source = scan([folder / HISTOGRAMS.file])
-    found = _query(folder, f"SELECT hist FROM {source} WHERE feature = {number}")  # noqa: S608 - an integer
-    with _readable(folder):
+    found = ask(folder, f"SELECT hist FROM {source} WHERE feature = {number}")  # noqa: S608 - an integer
+    with readable(folder):
         return np.asarray(found.fetchall()[0][0], dtype=np.int64)
 
 
@@ -270,7 +274,7 @@ def top_tokens(
     """
     wanted = _wanted(folder, feature, k=k)
     _refuse_absent(folder, TOKENS, ())
-    return _query(
+    return ask(
         folder,
         "SELECT feature, rank, token, text, n_active, sum_act, mean_act, max_act "  # noqa: S608 - checked values
         f"FROM {scan([folder / TOKENS.file])} "
@@ -327,7 +331,7 @@ def example_windows(
     if missing:
         msg = f"{contexts} lacks context {missing[0]}: it is not the corpus of {folder}"
         raise ResultsDamaged(msg)
-    texts, after = _texts(vocab), _tokens_after(folder)
+    texts, after = texts_of(vocab), _tokens_after(folder)
     windows = [
         tokens_of[row["context"]][row["start"] : row["pos"] + after + 1] for row in rows
     ]
@@ -370,9 +374,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=4)
-def _texts(vocab: Path) -> list[str]:
+def texts_of(vocab: Path) -> list[str]:
     """Return the text of each token id; the file never changes under its name."""
-    with _readable(vocab):
+    with readable(vocab):
         table = pq.read_table(vocab, columns=["token_id", "text"])
     ids = table["token_id"].to_pylist()
     texts = [""] * (max(ids, default=-1) + 1)
@@ -382,7 +386,7 @@ def _texts(vocab: Path) -> list[str]:
 
 
 def _check_feature(folder: Path, feature: SupportsIndex) -> int:
-    with _readable(folder):
+    with readable(folder):
         d_sae = pq.read_metadata(folder / FEATURES.file).num_rows
     try:
         number = operator.index(feature)
@@ -398,19 +402,21 @@ def _memory() -> Memory:
     return Memory()
 
 
-def _query(folder: Path, query: str) -> duckdb.DuckDBPyRelation:
-    with _readable(folder):
+def ask(folder: Path, query: str) -> duckdb.DuckDBPyRelation:
+    """Return the answer to one of our own SELECTs, which reads the files in `folder`."""
+    with readable(folder):
         return _memory().cursor().sql(query)
 
 
 def _rows(folder: Path, query: str) -> list[dict[str, Any]]:
-    found = _query(folder, query)
-    with _readable(folder):
+    found = ask(folder, query)
+    with readable(folder):
         return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """Raise `ResultsDamaged`, which names `path`, for whatever cannot be read in here."""
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
