@@ -39,12 +39,12 @@ class SortedFile:
         with readable(path):
             self._footer = pq.read_metadata(path)
         self.n_rows = self._footer.num_rows
-        found = [
-            self._footer.row_group(group).column(0).statistics
+        spans = [
+            (found.min, found.max)
             for group in range(self._footer.num_row_groups)
-        ]
-        self._first = np.array([each.min for each in found], dtype=np.int64)
-        self._last = np.array([each.max for each in found], dtype=np.int64)
+            if (found := self._footer.row_group(group).column(0).statistics) is not None
+        ]  # a file without rows has one group, without statistics
+        self._first, self._last = np.array(spans, dtype=np.int64).reshape(-1, 2).T
 
     def rows(self, feature: int) -> pa.Table:
         """Return the rows of a feature, in the order of the file; none is fine.

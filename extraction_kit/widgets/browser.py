@@ -159,20 +159,17 @@ class FeatureBrowser:
             return None
         name = message.get("name")
         head = {"kind": "answer", "id": str(message.get("id"))[:80]}
-        question = self._questions().get(name) if isinstance(name, str) else None
         try:
-            if question is None:
-                raise BadQuery(f"unknown question {name!r}")
             with self._lock:
-                return head | {"ok": True, "content": question(message)}
+                return head | {"ok": True, "content": self._question(name)(message)}
         except ExtractionKitError as error:
             return head | {"ok": False, "reason": str(error)}
         except Exception as error:  # whatever it is, the person who looks must see it
             log.exception("the feature browser cannot answer %r", name)
             return head | {"ok": False, "reason": f"{type(error).__name__}: {error}"}
 
-    def _questions(self) -> Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
-        return {
+    def _question(self, name: object) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        known = {
             "open": self._open,
             "list": self._relist,
             "rows": self._rows,
@@ -180,6 +177,9 @@ class FeatureBrowser:
             "examples": self._examples,
             "mark": self._mark,
         }
+        if not isinstance(name, str) or name not in known:
+            raise BadQuery(f"question {name!r}: one of {', '.join(known)} is allowed")
+        return known[name]
 
     def _open(self, message: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -17,8 +17,6 @@ const SIZES = {
 const HELD_OUT = "held out: explain the feature with the others, score with these";
 const BINS_PER_OCTAVE = 8;
 const LOG2_LOW = -10;
-const WIDTH = 300; // of the histogram, in its own units
-const HEIGHT = 96;
 
 // --- figures ---------------------------------------------------------------------------
 
@@ -53,12 +51,6 @@ function weights(page) {
 
 const edge = (bin) => (bin <= 0 ? 0 : 2 ** (LOG2_LOW + (bin - 1) / BINS_PER_OCTAVE));
 
-function svg(tag, values, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  node.append(...children);
-  return attrs(node, values);
-}
-
 const atMost = (x) => (x >= 1 ? digits(x) : String(Number(x.toPrecision(2))));
 
 function histogram(page) {
@@ -68,25 +60,19 @@ function histogram(page) {
   const from = octave(first) * BINS_PER_OCTAVE + 1;
   const to = (octave(first + counts.length - 1) + 1) * BINS_PER_OCTAVE + 1;
   const most = Math.max(...counts);
-  const wide = WIDTH / (to - from);
-  const x = (bin) => (bin - from) * wide;
-  const bars = counts.map((n, i) => {
-    const tall = n ? Math.max(1.5, (n / most) * HEIGHT) : 0;
-    const bar = svg("rect", {
-      x: x(first + i) + 0.4, width: Math.max(0.6, wide - 0.8), y: HEIGHT - tall, height: tall,
-    });
-    const says = `${digits(edge(first + i))} to ${digits(edge(first + i + 1))}: ${count(n)} tokens`;
-    bar.append(svg("title", {}, says));
-    return bar;
-  });
-  const drawn = svg("svg", {
-    viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true",
-  }, ...bars);
+  const bars = [];
+  for (let bin = from; bin < to; bin++) {
+    const n = counts[bin - first] ?? 0;
+    const bar = el("i", n ? "xk-bin" : "");
+    bar.style.height = `${(100 * n) / most}%`;
+    if (n) bar.title = `${digits(edge(bin))} to ${digits(edge(bin + 1))}: ${count(n)} tokens`;
+    bars.push(bar);
+  }
   const s = page.stats;
   const says =
     `Activations of ${count(s.n_active)} tokens: half of them up to ${orDash(s.q50)}, ` +
     `90 % up to ${orDash(s.q90)}, the largest ${orDash(s.max_act)}`;
-  const picture = attrs(el("div", "xk-plot", drawn), { role: "img", "aria-label": says });
+  const picture = attrs(el("div", "xk-plot", ...bars), { role: "img", "aria-label": says });
   const octaves = (to - from) / BINS_PER_OCTAVE;
   const every = Math.ceil((octaves + 1) / 7);
   const ticks = [];

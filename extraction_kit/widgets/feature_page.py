@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -20,6 +20,7 @@ from extraction_kit.catalog.tables import (
     TOKENS,
     Table,
 )
+from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from extraction_kit.results import GROUPS, KINDS, SIGNS
 from extraction_kit.widgets import payload, words
@@ -44,16 +45,16 @@ class FeaturePages:
     ------
     ResultsDamaged
         A file is missing or cannot be read.
+    BadQuery
+        Another release wrote it.
     """
 
     def __init__(self, browsed: Browsed) -> None:
         self._browsed = browsed
+        manifest = _manifest(browsed)
         self._files = {
             table.name: SortedFile(browsed.folder / table.file) for table in _READ
         }
-        manifest = read_manifest(browsed.folder)
-        if manifest is None:
-            raise ResultsDamaged(f"the manifest in {browsed.folder} is missing or torn")
         self._after = int(manifest["config"]["window"][1])
         self._absent = {
             "logits": why_absent(browsed.folder, LOGITS),
@@ -216,6 +217,19 @@ class FeaturePages:
                 for row in tokens
             ],
         }
+
+
+def _manifest(browsed: Browsed) -> Mapping[str, Any]:
+    manifest = read_manifest(browsed.folder)
+    if manifest is None:
+        raise ResultsDamaged(f"the manifest in {browsed.folder} is missing or torn")
+    if manifest["format"] != STATISTICS_FORMAT:
+        raise BadQuery(
+            f"the run in {browsed.folder} was written in format {manifest['format']} by another "
+            f"release; this one browses format {STATISTICS_FORMAT}: launch it again with the "
+            "next generation="
+        )
+    return manifest
 
 
 def _trimmed(counts: np.ndarray) -> Page:

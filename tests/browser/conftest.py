@@ -197,7 +197,7 @@ def _serve(
     theme: str, trouble: list[str], widget: tuple[str, ...]
 ) -> Callable[[Route], None]:
     files = {
-        "": ("text/html", lambda: (HERE / "stub.html").read_text()),
+        "": ("text/html", (HERE / "stub.html").read_text),
         "theme.css": ("text/css", lambda: _theme(theme)),
         "widget.js": ("text/javascript", lambda: esm(*widget)),
         "widget.css": ("text/css", lambda: css(widget[-1])),
