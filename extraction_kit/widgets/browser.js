@@ -145,6 +145,7 @@ function render({ model, el: host, signal }) {
   let page = null;
   let [group, size] = ["top", "line"];
   let [wanted, going, searching, wantedRows] = [null, false, 0, null];
+  let [asked, relisting] = [null, false];
   let trouble = "";
 
   const ask = questions(model, (text) => say(p.note, text || trouble));
@@ -173,7 +174,7 @@ function render({ model, el: host, signal }) {
         say(p.note, "");
         take(found, !("row" in target));
       } catch (reason) {
-        failed(reason);
+        if (!("row" in target) || target.revision === revision) failed(reason);
       }
     }
     going = false;
@@ -184,28 +185,36 @@ function render({ model, el: host, signal }) {
     wantedRows = span;
     if (busy) return;
     while (wantedRows) {
-      const { start, count } = wantedRows;
+      const [{ start, count }, mine] = [wantedRows, revision];
       try {
         const found = await ask("rows", { revision, start, count });
         if (found.revision === revision) list.keep(found);
       } catch (reason) {
-        if (listing.sort) failed(reason);
+        if (mine === revision) failed(reason);
       }
-      if (wantedRows?.start === start) wantedRows = null;
+      if (wantedRows.start === start) wantedRows = null;
     }
   }
 
+  // What is asked for grows while an answer is on its way: no change gets lost.
   async function relist(changes) {
-    const next = { ...listing, ...changes };
+    asked = { ...(asked ?? listing), ...changes };
+    if (relisting) return;
+    relisting = true;
     attrs(list.box, { "aria-busy": "true" });
-    try {
-      listed(await ask("list", { listing: next, rows: FIRST_ROWS }));
-      trouble = "";
-      say(p.note, "");
-    } catch (reason) {
-      failed(reason);
+    while (asked) {
+      const next = asked;
+      try {
+        listed(await ask("list", { listing: next, rows: FIRST_ROWS }));
+        trouble = "";
+        say(p.note, "");
+      } catch (reason) {
+        failed(reason);
+      }
+      if (asked === next) asked = null;
     }
     attrs(list.box, { "aria-busy": null });
+    relisting = false;
   }
 
   function listed(found) {
@@ -347,23 +356,32 @@ function render({ model, el: host, signal }) {
   const next = (names, name) => names[(names.indexOf(name) + 1) % names.length];
 
   async function toggleMark() {
-    const on = !marks.includes(page.feature);
+    const feature = list.chosen() ?? page.feature;
+    const on = !marks.includes(feature);
     try {
-      marked((await ask("mark", { feature: page.feature, on })).marks);
+      marked((await ask("mark", { feature, on })).marks);
     } catch (reason) {
       failed(reason);
     }
   }
 
   function sortBy(name) {
-    const same = listing.sort === name;
-    relist({ sort: name, descending: same ? !listing.descending : !["feature", "label"].includes(name) });
+    const now = asked ?? listing;
+    const same = now.sort === name;
+    relist({ sort: name, descending: same ? !now.descending : !["feature", "label"].includes(name) });
+  }
+
+  // What follows a # is no token: the list is whole again.
+  const tokenAsked = () => (p.search.value.startsWith("#") ? "" : p.search.value);
+
+  async function searchNow() {
+    clearTimeout(searching);
+    if (tokenAsked() !== (asked ?? listing).token) await relist({ token: tokenAsked() });
   }
 
   function search() {
     clearTimeout(searching);
-    const text = p.search.value;
-    if (!text.startsWith("#")) searching = setTimeout(() => relist({ token: text }), SEARCH_AFTER_MS);
+    searching = setTimeout(searchNow, SEARCH_AFTER_MS);
   }
 
   function filter() {
@@ -386,15 +404,13 @@ function render({ model, el: host, signal }) {
     filter();
   }
 
-  function typed(event) {
+  async function typed(event) {
     if (event.key === "Escape") list.box.focus();
     if (event.key !== "Enter" || event.target !== p.search) return;
     const number = /^#\s*(\d+)$/.exec(p.search.value);
+    await searchNow();
     if (number) go({ feature: Number(number[1]) });
-    else {
-      clearTimeout(searching);
-      relist({ token: p.search.value }).then(() => list.box.focus());
-    }
+    list.box.focus();
   }
 
   const keys = {
@@ -434,7 +450,7 @@ function render({ model, el: host, signal }) {
   p.byLabel?.addEventListener("click", () => sortBy("label"));
   p.measure.addEventListener("change", () => {
     const measure = p.measure.value;
-    relist({ measure, ...(listing.sort === listing.measure ? { sort: measure } : {}) });
+    relist({ measure, ...(listing.sort === listing.measure && listing.sort !== "density" ? { sort: measure } : {}) });
   });
   p.back.addEventListener("click", () => list.key("k"));
   p.on.addEventListener("click", () => list.key("j"));

@@ -83,8 +83,9 @@ function makeList(events) {
       if (!node) {
         node = rowNode(row);
         nodes.set(row, node);
-        sizer.append(node);
       }
+      const here = sizer.children[row - begin]; // in the order in which they are seen
+      if (here !== node) sizer.insertBefore(node, here ?? null);
       fillRow(node, row);
       node.style.transform = `translateY(${Math.round(box.scrollTop + (row - from) * ROW)}px)`;
     }
@@ -168,6 +169,8 @@ function makeList(events) {
       draw();
     },
     size: () => n,
+    // The feature of the chosen row: it may be painted a moment later.
+    chosen: () => rows.get(at)?.feature ?? null,
     stop() {
       watch.disconnect();
       if (drawing) cancelAnimationFrame(drawing);
