@@ -117,6 +117,9 @@ bench-engine: $(STAMP) ## Compare the engine with the cut model and the best enc
 bench-peers: $(STAMP) ## Compare with SAELens, SAEDashboard, Delphi (installs them; 40 minutes)
 	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_peers.py $(ARGS)
 
+bench-widgets: $(STAMP) ## Time what a person waits for in the widgets (they need Chromium)
+	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_widgets.py $(ARGS)
+
 bench: $(STAMP) ## Print speed and memory figures of this machine
 	$(PYTEST) -m benchmark -s tests/benchmarks --ignore tests/benchmarks/test_bench_peers.py $(ARGS)
 
@@ -175,4 +178,4 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help demo demo-resume demo-killed test test-duckdb-old protocol mutants test-browser golden lab check notebooks pictures check-full \
-	bench bench-engine bench-guarantees bench-launch bench-peers install lock clean
+	bench bench-engine bench-guarantees bench-launch bench-peers bench-widgets install lock clean

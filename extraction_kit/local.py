@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from extraction_kit.atomic import remove_folder
 from extraction_kit.catalog import reading
+from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
+from extraction_kit.catalog.relations import scan
+from extraction_kit.catalog.tables import EXAMPLES, FEATURES
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
 from extraction_kit.described import ALONE, describe_parts, named_saes
@@ -22,6 +25,7 @@ from extraction_kit.paths import Paths
 from extraction_kit.reader import ResultReader
 from extraction_kit.trainings import Training
 from extraction_kit.version import __version__
+from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.workbench import corpus_record, person, utc_now
 
 if TYPE_CHECKING:
@@ -75,6 +79,26 @@ class LocalResult(ResultReader):
     def _contexts(self) -> Path:
         return self._corpus() / "contexts.parquet"
 
+    def _browsed(self) -> Browsed:
+        files = {"features": FEATURES, "examples": EXAMPLES}
+        names = {
+            name: Named(scan([self._results() / table.file]))
+            for name, table in files.items()
+        }
+        corpus, training = Corpus.load(self._corpus()), self._manifest()["training"]
+        return Browsed(
+            title=_title(training["training_id"]),
+            call="result.browse",
+            about=(
+                Path(training["model"]["source"]).name,
+                training["hookpoint"]["hook_name"],
+            ),
+            folder=self._results(),
+            corpus=corpus,
+            names=names | {"vocab": Named(scan([corpus.vocab]))},
+            ask=lambda query: reading.ask(self._results(), query),
+        )
+
     def _kept(self, rows: "duckdb.DuckDBPyRelation") -> "duckdb.DuckDBPyRelation":
         return reading.in_memory(rows)  # it may outlive this object and its folder
 
@@ -86,6 +110,10 @@ class LocalResult(ResultReader):
             f"<LocalResult {found['d_sae']:,} features on {found['n_tokens']:,} tokens: "
             f"L0 {found['l0']:.3g}{fvu}, {found['n_dead']:,} dead>"
         )
+
+
+def _title(name: str) -> str:
+    return "extract_here" if name == ALONE else name
 
 
 def extract_here(  # noqa: PLR0913 - what `register_training` and `launch` take, together

@@ -12,11 +12,14 @@ from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.errors import ResultsDamaged
 from extraction_kit.interchange import Exports
+from extraction_kit.widgets.browsed import Browsed
 
 if TYPE_CHECKING:
     import duckdb
     import numpy as np
     from matplotlib.axes import Axes
+
+    from extraction_kit.widgets.browser import FeatureBrowser
 
 
 class ResultReader(ABC):
@@ -39,6 +42,10 @@ class ResultReader(ABC):
     @abstractmethod
     def _contexts(self) -> Path:
         """Return the file with the token ids of the corpus."""
+
+    @abstractmethod
+    def _browsed(self) -> Browsed:
+        """Return what the feature browser reads."""
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -104,6 +111,26 @@ class ResultReader(ABC):
 
         windows = tuple(self.windows(feature, k=k, group=group))
         return ExamplesPage(feature=int(feature), windows=windows, group=group)
+
+    def browse(self, feature: SupportsIndex | None = None) -> "FeatureBrowser":
+        """Return the feature browser: a list to sort and filter, and all of one feature.
+
+        As the last line of a cell it is shown. What a person sees in it can be read:
+        ``browser.feature``, ``browser.selection``, ``browser.sql``.
+
+        Parameters
+        ----------
+        feature : int, optional
+            The feature shown at first; None takes the first of the list.
+
+        Raises
+        ------
+        UnknownFeature
+            `feature` is outside the SAE.
+        """
+        from extraction_kit.widgets.browser import FeatureBrowser  # noqa: PLC0415 - only when shown
+
+        return FeatureBrowser(self._browsed(), feature)
 
     def logits(
         self,

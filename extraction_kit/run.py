@@ -1,14 +1,17 @@
 """The handle of a run: what a notebook holds after a launch."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from extraction_kit import deletion, refusals, service, status, widgets
 from extraction_kit.catalog import reading
+from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
+from extraction_kit.catalog.relations import literal
 from extraction_kit.errors import (
     RunFailed,
     RunRefused,
@@ -18,7 +21,11 @@ from extraction_kit.lifecycle import ACTIVE, ENDED, RunState
 from extraction_kit.reader import ResultReader
 from extraction_kit.status import Explanation
 from extraction_kit.views import Happening, RunView
+from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.workbench import Workbench
+
+if TYPE_CHECKING:
+    from extraction_kit.catalog.session import Session
 
 _POLL_S = 0.25
 _RECONCILE_EVERY_S = 2.0
@@ -33,6 +40,21 @@ class Watcher:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self._reconciled_at = float("-inf")
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def session(self) -> "Session":
+        """SQL over the catalog; made when it is first asked for."""
+        with self._lock:
+            if self._session is None:
+                from extraction_kit.catalog.session import Session  # noqa: PLC0415 - duckdb
+
+                bench = self.bench
+                self._session = Session(
+                    lambda: status.catalog_rows(bench), lambda: status.cursor(bench)
+                )
+            return self._session
 
     def view(self, run_id: str) -> RunView:
         """Return the run as it stands, evidence looked at within the last 2 s."""
@@ -123,6 +145,25 @@ class Watcher:
                 best = windows[0]
                 found.append(row | {"tokens": best.tokens, "acts": best.acts})
         return found
+
+    def browsed(self, run_id: str) -> Browsed:
+        """Return what the feature browser reads of a completed run."""
+        run, view = service.read_run(self.bench, run_id), self.view(run_id)
+        corpus = self.bench.corpus_of(run)
+        mine = f"run_id = {literal(run_id)}"
+        return Browsed(
+            title=run.training_id,
+            call="run.browse",
+            about=(view.model, view.hook_name, f"generation {run.generation}"),
+            folder=self.bench.paths.results_of(run_id),
+            corpus=corpus,
+            names={
+                "features": Named("features", mine),
+                "examples": Named("examples", mine),
+                "vocab": Named("vocab", f"tokenizer_digest = {literal(corpus.vocab.stem)}"),
+            },
+            ask=self.session.sql,
+        )
 
     def vocab_of(self, run_id: str) -> Path:
         """Return where the token texts of a run are."""
@@ -332,6 +373,10 @@ class Run(ResultReader):
 
     def _contexts(self) -> Path:
         return self._watcher.contexts_of(self.run_id)
+
+    def _browsed(self) -> Browsed:
+        self._results()
+        return self._watcher.browsed(self.run_id)
 
     def _results(self) -> Path:
         run = self.view

@@ -1,6 +1,5 @@
 """The workspace as a researcher holds it: register, launch, look, ask."""
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,8 +27,6 @@ from extraction_kit.workbench import Workbench
 if TYPE_CHECKING:
     import duckdb
 
-    from extraction_kit.catalog.session import Session
-
 
 class Workspace(Curated):
     """A directory that holds trainings, runs and results, and the processes that serve it.
@@ -55,8 +52,6 @@ class Workspace(Curated):
         found = find_workspace() if home is None else Path(home)
         self._bench = Workbench.open(found.expanduser().absolute(), settings)
         self._watcher = Watcher(self._bench)
-        self._session: Session | None = None
-        self._lock = threading.Lock()
 
     @property
     def home(self) -> Path:
@@ -274,7 +269,7 @@ class Workspace(Curated):
         BadQuery
             DuckDB's message, and the names that can be used.
         """
-        return self._open_session().sql(query, params)
+        return self._watcher.session.sql(query, params)
 
     def compare(
         self, a: ResultReader | str, b: ResultReader | str, *, match: str = "auto"
@@ -333,17 +328,6 @@ class Workspace(Curated):
 
     def _ipython_key_completions_(self) -> list[str]:
         return self._bench.training_ids()
-
-    def _open_session(self) -> "Session":
-        with self._lock:
-            if self._session is None:
-                from extraction_kit.catalog.session import Session  # noqa: PLC0415 - duckdb
-
-                bench = self._bench
-                self._session = Session(
-                    lambda: status.catalog_rows(bench), lambda: status.cursor(bench)
-                )
-            return self._session
 
     def refresh_catalog(self) -> Path:
         """Rebuild ``catalog.duckdb``; return its path."""

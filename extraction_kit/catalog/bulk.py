@@ -14,12 +14,12 @@ from extraction_kit.catalog.reading import (
     _check_feature,
     _manifest,
     _query,
-    _readable,
     _rows,
-    _texts,
     _token_ids,
     _tokens_after,
     _window,
+    readable,
+    texts_of,
 )
 from extraction_kit.catalog.relations import scan
 from extraction_kit.catalog.tables import (
@@ -62,7 +62,7 @@ class ResultFiles:
     @property
     def d_sae(self) -> int:
         """Number of features."""
-        with _readable(self.folder):
+        with readable(self.folder):
             return int(pq.read_metadata(self.folder / FEATURES.file).num_rows)
 
 
@@ -247,7 +247,7 @@ def _windows(
         f"AS examples LEFT JOIN {scan([files.contexts])} USING (context) "
         f'WHERE {where} AND "group" IN ({names}) ORDER BY feature, "group", rank',
     )
-    texts, after = _texts(files.vocab), _tokens_after(files.folder)
+    texts, after = texts_of(files.vocab), _tokens_after(files.folder)
     found: dict[int, dict[str, list[ExampleWindow]]] = {}
     for row in rows:
         ids = _ids(files, row)[row["start"] : row["pos"] + after + 1]
@@ -287,6 +287,6 @@ def _nearest(files: ResultFiles, where: str) -> dict[int, list[tuple[int, float]
 
 
 def _arrays(files: ResultFiles, query: str) -> dict[str, np.ndarray]:
-    with _readable(files.folder):
+    with readable(files.folder):
         found: dict[str, np.ndarray] = _query(files.folder, EXAMPLES, query).fetchnumpy()
     return found

@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from extraction_kit.catalog.reading import _memory, _readable, in_memory
+from extraction_kit.catalog.reading import _memory, in_memory, readable
 from extraction_kit.catalog.relations import scan
 from extraction_kit.catalog.tables import FEATURES
 
@@ -44,7 +44,7 @@ def side_by_side(a: Path, b: Path, pairs: pa.Table | None) -> duckdb.DuckDBPyRel
     )
     first, second = (scan([folder / FEATURES.file]) for folder in (a, b))
     cursor = _memory().cursor()
-    with _readable(a):
+    with readable(a):
         if pairs is None:
             return in_memory(
                 cursor.sql(

@@ -216,20 +216,26 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _refuse_absent(folder: Path, table: Table, kind: tuple[str, ...]) -> None:
-    """Say why a run has no rows of a table, if it says so itself."""
+    why = why_absent(folder, table, *kind)
+    if why is not None:
+        raise BadQuery(why)
+
+
+def why_absent(folder: Path, table: Table, *kind: str) -> str | None:
+    """Return why a run has no rows of a table, if it says so itself."""
     manifest = _manifest(folder)
     if manifest["format"] < table.since:
-        msg = (
+        return (
             f"the run in {folder} was measured by a release that knew no {table.name}: "
             "launch it again with the next generation="
         )
-        raise BadQuery(msg)
     said = manifest["provenance"].get(table.name, {})
     for name in kind:
         said = said.get(name, {})
-    if said.get("absent_because") is not None:
-        noun = " ".join([*kind, table.name])
-        raise BadQuery(f"this run has no {noun}: {said['absent_because']}")
+    if said.get("absent_because") is None:
+        return None
+    noun = " ".join([*kind, table.name])
+    return f"this run has no {noun}: {said['absent_because']}"
 
 
 def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
@@ -249,7 +255,7 @@ def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
         HISTOGRAMS,
         f"SELECT hist FROM {source} WHERE feature = {number}",  # noqa: S608 - an integer
     )
-    with _readable(folder):
+    with readable(folder):
         return np.asarray(found.fetchall()[0][0], dtype=np.int64)
 
 
@@ -331,14 +337,14 @@ def example_windows(
     numbers = ", ".join(str(row["context"]) for row in rows)
     found = _fetched(
         contexts,
-        _sql(contexts, f"FROM {scan([contexts])} WHERE context IN ({numbers})"),
+        ask(contexts, f"FROM {scan([contexts])} WHERE context IN ({numbers})"),
     )
     tokens_of = {row["context"]: _token_ids(row["tokens"], row["n_tok"]) for row in found}
     missing = [row["context"] for row in rows if row["context"] not in tokens_of]
     if missing:
         msg = f"{contexts} lacks context {missing[0]}: it is not the corpus of {folder}"
         raise ResultsDamaged(msg)
-    texts, after = _texts(vocab), _tokens_after(folder)
+    texts, after = texts_of(vocab), _tokens_after(folder)
     windows = [
         tokens_of[row["context"]][row["start"] : row["pos"] + after + 1] for row in rows
     ]
@@ -381,9 +387,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=4)
-def _texts(vocab: Path) -> list[str]:
+def texts_of(vocab: Path) -> list[str]:
     """Return the text of each token id; the file never changes under its name."""
-    with _readable(vocab):
+    with readable(vocab):
         table = pq.read_table(vocab, columns=["token_id", "text"])
     ids = table["token_id"].to_pylist()
     texts = [""] * (max(ids, default=-1) + 1)
@@ -393,7 +399,7 @@ def _texts(vocab: Path) -> list[str]:
 
 
 def _check_feature(folder: Path, feature: SupportsIndex) -> int:
-    with _readable(folder):
+    with readable(folder):
         d_sae = pq.read_metadata(folder / FEATURES.file).num_rows
     try:
         number = operator.index(feature)
@@ -412,25 +418,27 @@ def _memory() -> Memory:
 def _query(folder: Path, table: Table, query: str) -> duckdb.DuckDBPyRelation:
     """Ask one table of a run, once it is known that its file is the published one."""
     require_sound(folder / table.file)
-    return _sql(folder, query)
+    return ask(folder, query)
 
 
 def _rows(folder: Path, table: Table, query: str) -> list[dict[str, Any]]:
     return _fetched(folder, _query(folder, table, query))
 
 
-def _sql(path: Path, query: str) -> duckdb.DuckDBPyRelation:
-    with _readable(path):
+def ask(path: Path, query: str) -> duckdb.DuckDBPyRelation:
+    """Return the answer to one of our own SELECTs; what cannot be read is named by `path`."""
+    with readable(path):
         return _memory().cursor().sql(query)
 
 
 def _fetched(path: Path, found: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
-    with _readable(path):
+    with readable(path):
         return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """Raise `ResultsDamaged`, which names `path`, for whatever cannot be read in here."""
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:

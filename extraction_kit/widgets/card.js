@@ -1,21 +1,10 @@
 // The page side of a run card; card.py puts page.js in front of it and lists the messages.
 
 const ACTIVE = ["requested", "queued", "extracting", "publishing"];
-const BUSY_AFTER_MS = 700; // an answer usually takes 20 ms
 const HELLO_MS = 10_000;
 const STALE_BEATS = 3;
 const WINDOW_S = 60; // what "recent" means for speed and time left
 const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending…" };
-
-// Returns false where the kernel that made the card is gone: JupyterLab then throws.
-function post(model, message) {
-  try {
-    model.send(message);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 // --- one hello for all views of a model ------------------------------------------------
 
@@ -117,7 +106,7 @@ function skeleton() {
   parts.timeline.append(el("ol", ""));
   const p = parts;
   const root = el(
-    "section", "xk-card", el("header", "xk-head", title, p.acts), bar, p.stats, p.meta,
+    "section", "xk-root xk-card", el("header", "xk-head", title, p.acts), bar, p.stats, p.meta,
     p.error, p.findings, p.story, p.refusal, p.note, p.stale, p.features, p.trace,
     p.timeline, p.live,
   );
@@ -143,17 +132,7 @@ function qualityStats(view) {
 
 function featureRow(item) {
   const peak = Math.max(0, ...item.acts);
-  const tokens = item.tokens.map((text, i) => {
-    const act = item.acts[i];
-    const node = el("bdi", "xk-token", visible(text));
-    if (act > 0 && peak > 0) {
-      node.classList.add("xk-on");
-      node.classList.toggle("xk-peak", act === peak);
-      node.style.setProperty("--a", (act / peak).toFixed(3));
-      node.title = digits(act);
-    }
-    return node;
-  });
+  const tokens = heat(item.tokens, item.acts, peak, item.acts.indexOf(peak));
   const name = el("strong", "", `feature ${item.feature}`);
   const facts = ` fires on ${share(item.density)} of tokens · max ${digits(item.max_act)}`;
   return el("div", "xk-feature", el("div", "xk-feature-head", name, facts),

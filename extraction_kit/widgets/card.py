@@ -1,4 +1,4 @@
-"""The live run card: an anywidget whose page side is ``page.js``, ``card.js``, ``card.css``.
+"""The live run card: an anywidget whose page side is ``page``, ``card`` (``.js``, ``.css``).
 
 Messages (version 1)
 --------------------
@@ -12,7 +12,6 @@ page to kernel
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -20,17 +19,12 @@ import traitlets
 
 from extraction_kit.errors import ExtractionKitError
 from extraction_kit.views import RunView
+from extraction_kit.widgets import assets
 from extraction_kit.widgets.hub import Hub, Watch
 from extraction_kit.widgets.routing import without_parent
 from extraction_kit.widgets.source import RunSource
 
 log = logging.getLogger(__name__)
-
-
-def esm(name: str) -> str:
-    """Return the module of a widget: ``page.js``, shared by all, and its own file."""
-    folder = Path(__file__).parent
-    return "\n".join((folder / file).read_text() for file in ("page.js", f"{name}.js"))
 
 
 def act(source: RunSource, run_id: str, name: object) -> tuple[bool, str]:
@@ -63,8 +57,8 @@ def act(source: RunSource, run_id: str, name: object) -> tuple[bool, str]:
 class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
     """One run, live. Made by :func:`extraction_kit.widgets.show`."""
 
-    _esm = esm("card")
-    _css = Path(__file__).with_name("card.css")
+    _esm = assets.esm("card")
+    _css = assets.css("card")
     state = traitlets.Dict().tag(sync=True)
 
     def __init__(self, hub: Hub, watch: Watch, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 // Words and elements for all widgets: put in front of a widget's own file, as one module.
 // Text from outside reaches the page as text only, never as markup.
 
+const BUSY_AFTER_MS = 700; // an answer usually takes 20 ms
 const KEEP = { "data-lm-suppress-shortcuts": "true" }; // else pressing x deletes the cell
 
 // --- words -----------------------------------------------------------------------------
@@ -106,4 +107,43 @@ function snippet(code) {
     }
   });
   return el("div", "xk-snippet", shown, button);
+}
+
+// Returns false where the kernel that made the widget is gone: JupyterLab then throws.
+function post(model, message) {
+  try {
+    model.send(message);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+// Tokens as elements: the warmer, the nearer to `scale`; `at` is the index of the peak.
+// What stands between two warm tokens is one element: fewer of them paint faster.
+function heat(tokens, acts, scale, at = -1) {
+  const found = [];
+  let quiet = "";
+  const flush = () => {
+    if (quiet) found.push(attrs(el("bdi", "xk-token", quiet), { dir: "ltr" }));
+    quiet = "";
+  };
+  tokens.forEach((text, i) => {
+    const act = acts[i];
+    if (!(act > 0) && i !== at) {
+      quiet += visible(text);
+      return;
+    }
+    flush();
+    const node = el("bdi", "xk-token", visible(text));
+    if (act > 0 && scale > 0) {
+      node.classList.add("xk-on");
+      node.style.setProperty("--a", Math.min(1, act / scale).toFixed(3));
+      node.title = digits(act);
+    }
+    node.classList.toggle("xk-peak", i === at && act > 0);
+    found.push(node);
+  });
+  flush();
+  return found;
 }

@@ -20,15 +20,14 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
 
-from extraction_kit import widgets
 from extraction_kit.lifecycle import RunState
 from extraction_kit.views import Happening, RunView
 from extraction_kit.widgets import payload
-from extraction_kit.widgets.card import esm
+from extraction_kit.widgets.assets import css, esm
+from extraction_kit.widgets.browser import FeatureBrowser
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CARD = Path(widgets.__file__).parent
 SCREENSHOTS = ROOT / "build" / "screenshots"
 THEMES = Path(sys.prefix) / "share" / "jupyter" / "lab" / "themes" / "@jupyterlab"
 FLAGS = [
@@ -194,24 +193,26 @@ def _theme(name: str) -> str:
     return (THEMES / f"theme-{name}-extension" / "index.css").read_text()
 
 
-def _serve(theme: str, trouble: list[str]) -> Callable[[Route], None]:
-    kinds = {".html": "text/html", ".css": "text/css"}
+def _serve(
+    theme: str, trouble: list[str], widget: tuple[str, ...]
+) -> Callable[[Route], None]:
+    files = {
+        "": ("text/html", (HERE / "stub.html").read_text),
+        "theme.css": ("text/css", lambda: _theme(theme)),
+        "widget.js": ("text/javascript", lambda: esm(*widget)),
+        "widget.css": ("text/css", lambda: css(widget[-1])),
+    }
 
     def answer(route: Route) -> None:
         address = urlsplit(route.request.url)
-        name = address.path.lstrip("/") or "stub.html"
-        folder = HERE if name == "stub.html" else CARD
+        name = address.path.lstrip("/")
         if address.hostname != "xk.test":
             if address.scheme != "data":
                 trouble.append(f"external request: {route.request.url}")
             route.abort()
-        elif name == "theme.css":
-            route.fulfill(body=_theme(theme), content_type="text/css")
-        elif name == "card.js":
-            route.fulfill(body=esm("card"), content_type="text/javascript")
-        elif (folder / name).suffix in kinds and (folder / name).exists():
-            kind = kinds[(folder / name).suffix]
-            route.fulfill(body=(folder / name).read_text(), content_type=kind)
+        elif name in files:
+            kind, read = files[name]
+            route.fulfill(body=read(), content_type=kind)
         elif name.endswith((".svg", ".woff2", ".woff")):
             route.fulfill(body="", content_type="image/svg+xml")  # of the theme's icons
         else:
@@ -244,14 +245,55 @@ def stub(chromium: Browser) -> Iterator[Callable[..., Stub]]:
         made = Stub(context.new_page())
         opened.append(made)
         _listen(made.page, made.trouble)
-        made.page.route("**/*", _serve(theme, made.trouble))
+        made.page.route("**/*", _serve(theme, made.trouble, ("card",)))
         made.page.clock.install(time=more.pop("clock", T0 + timedelta(seconds=19)))
         made.page.goto("http://xk.test/")
         made.page.wait_for_function("window.ready === true")
-        made.page.evaluate("(state) => start(state)", a_state(view, **more))
+        made.page.evaluate("(state) => start('state', state)", a_state(view, **more))
         return made
 
     yield open_stub
+    for made in opened:
+        made.page.context.close()
+    assert [line for made in opened for line in made.trouble] == []
+
+
+BROWSER = ("browser_list", "browser_feature", "browser")
+
+
+@pytest.fixture
+def shown(chromium: Browser) -> Iterator[Callable[..., Stub]]:
+    """A function that shows a feature browser; its questions are answered by Python here."""
+    opened: list[Stub] = []
+
+    def show(
+        browser: FeatureBrowser, *, theme: str = "light", width: int = 1180, height: int = 900,
+        **options: Any,
+    ) -> Stub:  # fmt: skip
+        options = {"reduced_motion": "reduce"} | options
+        options["color_scheme"] = "dark" if theme == "dark" else "light"
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, **options
+        )
+        made = Stub(context.new_page())
+        opened.append(made)
+        _listen(made.page, made.trouble)
+        made.page.route("**/*", _serve(theme, made.trouble, BROWSER))
+        made.page.expose_function("kernel", browser.answer)
+        made.page.goto("http://xk.test/")
+        made.page.wait_for_function("window.ready === true")
+        made.page.evaluate(
+            "(facts) => start('facts', facts)", payload.safe(browser.facts())
+        )
+        browser.connect(
+            lambda told: made.page.evaluate(
+                "(told) => model.fire('msg:custom', told)", told
+            )
+        )
+        made.page.wait_for_selector("[data-feature]")
+        return made
+
+    yield show
     for made in opened:
         made.page.context.close()
     assert [line for made in opened for line in made.trouble] == []

@@ -427,8 +427,12 @@ def test_nothing_is_left_behind_when_the_view_goes(stub, given):
 
 def test_the_source_has_no_markup_writes_and_no_addresses():
     folder = Path(widgets.__file__).parent
-    for name in ("page.js", "card.js", "card.css"):
-        text = (folder / name).read_text()
+    files = [path for path in folder.iterdir() if path.suffix in {".js", ".css"}]
+    assert {"page.js", "card.js", "browser.js", "browser.css"} <= {
+        file.name for file in files
+    }
+    for file in files:
+        name, text = file.name, file.read_text()
         for word in (
             "innerHTML",
             "outerHTML",

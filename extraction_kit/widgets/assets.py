@@ -1,0 +1,20 @@
+"""The page side of the widgets: files beside this one, put together without a build step."""
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def esm(*names: str) -> str:
+    """Return one module: ``page.js``, shared by all widgets, and the named files."""
+    return _joined("js", names)
+
+
+def css(*names: str) -> str:
+    """Return one style sheet: ``page.css``, shared by all widgets, and the named files."""
+    return _joined("css", names)
+
+
+def _joined(kind: str, names: tuple[str, ...]) -> str:
+    files = (_HERE / f"{name}.{kind}" for name in ("page", *names))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)

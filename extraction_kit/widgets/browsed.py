@@ -1,0 +1,41 @@
+"""What the feature browser reads: one result, wherever its files are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extraction_kit.catalog.listing import LABEL, Names
+from extraction_kit.corpora import Corpus
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+@dataclass(frozen=True, kw_only=True)
+class Browsed:
+    """One result to browse.
+
+    `ask` may be called from any thread and raises members of
+    :class:`~extraction_kit.errors.ExtractionKitError`.
+    """
+
+    title: str
+    """What it is called, e.g. the training's id."""
+    call: str
+    """What opens the browser, e.g. ``run.browse``."""
+    about: tuple[str, ...]
+    """Facts beside the title."""
+    folder: Path
+    """Its Parquet files."""
+    corpus: Corpus
+    names: Names
+    """How its tables are written in SQL."""
+    ask: "Callable[[str], duckdb.DuckDBPyRelation]"
+    """Answers a SELECT of these tables."""
+
+    @cached_property
+    def labelled(self) -> bool:
+        """Whether its features have labels."""
+        return LABEL in self.ask(self.names["features"].select("*", "false")).columns

@@ -1,0 +1,255 @@
+"""The feature browser as Python holds it: what is shown can be read, and set.
+
+The page asks a closed set of questions, never SQL; each is answered here (version 1):
+
+``open`` {rows}
+    everything that is shown: ``list``, ``feature``, ``marks``
+``list`` {listing, rows}
+    another `Listing`: ``revision``, ``n``, ``listing``, first ``rows``, ``at``: the row of
+    the feature shown, -1 if it is not in the list
+``rows`` {revision, start, count}
+    a window of the list
+``feature`` {feature} or {revision, row}, {group}
+    the page of a feature, see `FeaturePages.page`, and ``at``
+``examples`` {feature, group, whole}
+    examples of one group
+``mark`` {feature, on}
+    puts a feature into ``browser.selection`` or takes it out: ``marks``
+
+An answer is ``{kind: "answer", id, ok, content}``, or ``reason`` in the place of ``content``.
+What Python sets is sent as ``{kind: "told", content}`` with the keys of ``open``.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, SupportsIndex
+
+from extraction_kit.catalog.listing import MEASURES, Listing
+from extraction_kit.catalog.tables import FEATURES
+from extraction_kit.errors import BadQuery, ExtractionKitError
+from extraction_kit.results import GROUPS
+from extraction_kit.widgets import static_only
+from extraction_kit.widgets.browsed import Browsed
+from extraction_kit.widgets.feature_list import MAX_ROWS, FeatureList, peak_tokens
+from extraction_kit.widgets.feature_page import FeaturePages
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class FeatureBrowser:
+    """A list of features and one feature of it. Made by ``run.browse()``.
+
+    Every attribute may be read and set from a cell while the browser is on the screen.
+
+    Parameters
+    ----------
+    browsed : Browsed
+        The result.
+    feature : int, optional
+        Shown at first; None takes the first of the list.
+
+    Raises
+    ------
+    UnknownFeature
+        `feature` is outside the SAE.
+    ResultsDamaged
+        A file of the result is missing or cannot be read.
+    """
+
+    def __init__(self, browsed: Browsed, feature: SupportsIndex | None = None) -> None:
+        self._browsed = browsed
+        self._pages = FeaturePages(browsed)
+        self._lock = threading.RLock()  # answers come from a subshell's thread
+        self._feature = 0 if feature is None else self._pages.number(feature)
+        self._marks: list[int] = []
+        self._revision = 0
+        self._peaks = peak_tokens(browsed, self._pages.d_sae)
+        self._list = FeatureList(browsed, Listing(), self._peaks)
+        self._tellers: list[Tell] = []
+
+    # --- what Python reads and sets -------------------------------------------------------
+
+    @property
+    def feature(self) -> int:
+        """The feature shown. Set it to go to another one."""
+        return self._feature
+
+    @feature.setter
+    def feature(self, feature: SupportsIndex) -> None:
+        with self._lock:
+            self._feature = self._pages.number(feature)
+            told = {"feature": self._shown("top")}
+        self._tell(told)
+
+    @property
+    def selection(self) -> list[int]:
+        """The features that were marked (key m), in the order of marking. It can be set."""
+        return list(self._marks)
+
+    @selection.setter
+    def selection(self, features: Iterable[SupportsIndex]) -> None:
+        with self._lock:
+            self._marks = list(dict.fromkeys(map(self._pages.number, features)))
+            told = {"marks": self.selection}
+        self._tell(told)
+
+    @property
+    def sql(self) -> str:
+        """The SELECT that gives the list shown; ``ws.sql(browser.sql)`` returns it."""
+        return self._list.sql
+
+    # --- what is shown --------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """Return what never changes, for the page and for static HTML."""
+        columns = {column.name: column.comment for column in FEATURES.columns}
+        return {
+            "title": self._browsed.title,
+            "about": list(self._browsed.about),
+            "call": self._browsed.call,
+            "d_sae": self._pages.d_sae,
+            "n_tokens": self._browsed.corpus.n_tokens,
+            "labelled": self._browsed.labelled,
+            "measures": {name: columns[name] for name in MEASURES},
+            "groups": list(GROUPS),
+        }
+
+    def first_rows(self, count: int) -> dict[str, Any]:
+        """Return the first rows of the list, see `FeatureList.rows`, and ``n``."""
+        return {**self._list.rows(0, count), "n": len(self._list)}
+
+    def page(self) -> dict[str, Any]:
+        """Return the page of the feature shown, see `FeaturePages.page`."""
+        return self._pages.page(self._feature)
+
+    def __repr__(self) -> str:
+        """Return one line: whose features, and which one is shown."""
+        return (
+            f"<FeatureBrowser {self._browsed.title}: feature {self._feature} of "
+            f"{self._pages.d_sae:,}>"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:  # noqa: ANN401 - IPython's
+        from extraction_kit.widgets import browser_static  # noqa: PLC0415 - only when shown
+
+        bundle: dict[str, Any] = {
+            "text/plain": repr(self),
+            "text/html": browser_static.html(
+                self.facts(), self.first_rows(10), self.page()
+            ),
+        }
+        if static_only():
+            return bundle
+        from extraction_kit.widgets import browser_view  # noqa: PLC0415 - pulls in ipywidgets
+
+        return bundle | browser_view.live(self)
+
+    # --- the page's questions -------------------------------------------------------------
+
+    def connect(self, tell: Tell) -> None:
+        """Call `tell` with everything that Python sets from now on."""
+        self._tellers.append(tell)
+
+    def answer(self, message: object) -> dict[str, Any] | None:
+        """Return the answer to a message of the page; None if it is no question."""
+        if not isinstance(message, Mapping) or message.get("kind") != "ask":
+            return None
+        name = message.get("name")
+        head = {"kind": "answer", "id": str(message.get("id"))[:80]}
+        try:
+            with self._lock:
+                return head | {"ok": True, "content": self._question(name)(message)}
+        except ExtractionKitError as error:
+            return head | {"ok": False, "reason": str(error)}
+        except Exception as error:  # whatever it is, the person who looks must see it
+            log.exception("the feature browser cannot answer %r", name)
+            return head | {"ok": False, "reason": f"{type(error).__name__}: {error}"}
+
+    def _question(self, name: object) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        known = {
+            "open": self._open,
+            "list": self._relist,
+            "rows": self._rows,
+            "feature": self._go,
+            "examples": self._examples,
+            "mark": self._mark,
+        }
+        if not isinstance(name, str) or name not in known:
+            raise BadQuery(f"question {name!r}: one of {', '.join(known)} is allowed")
+        return known[name]
+
+    def _open(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "list": self._listed(_integer(message, "rows")),
+            "feature": self._shown("top"),
+            "marks": self.selection,
+        }
+
+    def _relist(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        listing = Listing.from_dict(message.get("listing"))
+        count = _integer(message, "rows")
+        self._list = FeatureList(self._browsed, listing, self._peaks)
+        self._revision += 1
+        return self._listed(count)
+
+    def _listed(self, count: int) -> dict[str, Any]:
+        at = self._list.place(self._feature)
+        start = max(0, at - count // 2)
+        return {
+            "revision": self._revision,
+            "n": len(self._list),
+            "listing": self._list.listing.to_dict(),
+            "rows": self._list.rows(start, count),
+            "at": at,
+        }
+
+    def _rows(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        self._check_revision(message)
+        start, count = _integer(message, "start"), _integer(message, "count")
+        return {"revision": self._revision, **self._list.rows(start, count)}
+
+    def _go(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        if "row" in message:
+            self._check_revision(message)
+            wanted = self._list.feature(_integer(message, "row"))
+        else:
+            wanted = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+        page = self._pages.page(wanted, message.get("group", "top"))
+        self._feature = wanted
+        return page | {"at": self._list.place(wanted)}
+
+    def _shown(self, group: str) -> dict[str, Any]:
+        return self._pages.page(self._feature, group) | {
+            "at": self._list.place(self._feature)
+        }
+
+    def _examples(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+        group, whole = message.get("group", "top"), message.get("whole") is True
+        found = self._pages.examples(feature, group, whole=whole)
+        return {"feature": feature, "group": group, "whole": whole, "examples": found}
+
+    def _mark(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+        self._marks = [mark for mark in self._marks if mark != feature]
+        if message.get("on") is True:
+            self._marks.append(feature)
+        return {"marks": self.selection}
+
+    def _check_revision(self, message: Mapping[str, Any]) -> None:
+        if message.get("revision") != self._revision:
+            raise BadQuery("the list has changed since: ask for it again")
+
+    def _tell(self, content: dict[str, Any]) -> None:
+        for tell in self._tellers:
+            tell({"kind": "told", "content": content})
+
+
+def _integer(message: Mapping[str, Any], name: str) -> int:
+    value = message.get(name)
+    if type(value) is not int or value < 0:
+        raise BadQuery(f"{name}={value!r}: an integer from 0 is allowed")
+    return min(value, MAX_ROWS) if name in {"rows", "count"} else value

@@ -1,0 +1,69 @@
+"""The feature browser in a real JupyterLab with a real kernel: what a stub page cannot show."""
+
+import json
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.results_to_browse import write_result
+
+pytestmark = pytest.mark.browser
+
+CELLS = [
+    """import time
+import extraction_kit as xk
+browser = xk.LocalResult('result').browse(20)
+browser""",
+    "time.sleep(600)",
+    "browser.feature, browser.selection",
+    "browser.feature = 480",
+]
+
+
+def test_a_result_is_browsed_while_the_kernel_works_and_python_reads_along(
+    notebook, lab_server
+):
+    write_result(lab_server.root / "result")
+    book = notebook(CELLS)
+    book.command("notebook:run-cell-and-select-next")
+    shown = book.cell(0).locator(".xk-browser")
+    expect(shown).to_have_attribute("data-feature", "20")
+    rows = shown.get_by_role("listbox", name="Features")
+    rows.focus()
+    book.start("notebook:run-cell-and-select-next")  # from now on a cell blocks the kernel
+    rows.focus()
+    for feature in (21, 22):
+        book.page.keyboard.press("j")
+        expect(shown).to_have_attribute("data-feature", str(feature))
+    book.page.keyboard.press("m")
+    expect(shown.get_by_text("1 marked")).to_be_visible()
+    for key in ("x", "d", "d", "a", "b"):  # commands of the notebook, anywhere else
+        book.page.keyboard.press(key)
+    assert book.n_cells() == 4
+    expect(rows).to_be_focused()
+    book.page.evaluate(
+        "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.interrupt()"
+    )
+    book.select(2)
+    book.command("notebook:run-cell-and-select-next")
+    assert "(22, [22])" in str(book.outputs(2))
+    book.command("notebook:run-cell")
+    expect(shown).to_have_attribute("data-feature", "480")
+    book.picture("lab-browser-light")
+    _turn_dark(book, shown)
+    book.command("docmanager:save")
+    stored = json.loads((lab_server.root / book.name).read_text())
+    bundle = stored["cells"][0]["outputs"][0]["data"]
+    assert "<strong>Feature 20</strong>" in "".join(bundle["text/html"])
+    assert "".join(bundle["text/plain"]) == "<FeatureBrowser synthetic: feature 20 of 600>"
+
+
+def _turn_dark(book, shown):
+    book.page.evaluate(
+        "window.jupyterapp.commands.execute('apputils:change-theme',"
+        " {theme: 'JupyterLab Dark'})"
+    )
+    expect(book.page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    painted = shown.evaluate("(node) => getComputedStyle(node).backgroundColor")
+    assert max(int(n) for n in painted[4:-1].split(",")[:3]) < 80
+    book.picture("lab-browser-dark")

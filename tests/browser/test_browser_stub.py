@@ -1,0 +1,372 @@
+"""The feature browser's own files in a page; the real kernel side answers its questions."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from extraction_kit.catalog.listing import Named
+from extraction_kit.widgets.browsed import Browsed
+from extraction_kit.widgets.browser import FeatureBrowser
+from tests.browser.test_card_stub import THEMES, worst_contrast
+from tests.results_to_browse import DEAD, HOSTILE, LOUD, write_result
+
+pytestmark = pytest.mark.browser
+
+BAND_1, BAND_2 = "\u00bd\u20131", "\u00bc\u2013\u00bd"  # of the maximum
+
+
+# A kernel that has a million rows and one feature.
+A_MILLION = """() => {
+  const rows = (start, count) => {
+    const feature = [];
+    for (let i = start; i < Math.min(1e6, start + count); i++) feature.push(i);
+    const same = (x) => feature.map(() => x);
+    const columns = {feature, density: same(.01), measure: same(1), token: same('a')};
+    return {revision: 9, start, ...columns};
+  };
+  const ask = model.send.bind(model);
+  model.send = ({id, name, start, count}) => {
+    if (name !== 'rows') return ask({kind: 'ask', id, name: 'feature', feature: 1});
+    const answer = {kind: 'answer', id, ok: true, content: rows(start, count)};
+    setTimeout(() => model.fire('msg:custom', answer));
+  };
+  const any = [null, null];
+  const listing = {sort: 'feature', descending: false, measure: 'max_act', life: 'all',
+                   density: any, max_act: any, among: null, label: '', token: ''};
+  const list = {revision: 9, n: 1e6, listing, at: 0, rows: rows(0, 50)};
+  model.fire('msg:custom', {kind: 'told', content: {list}});
+}"""
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return write_result(tmp_path_factory.mktemp("result") / "here")
+
+
+def labelled(result, text):
+    browsed = result._browsed()
+    quoted = text.replace("'", "''")
+    inner = browsed.names["features"].select(
+        f"*, CASE feature WHEN {LOUD} THEN '{quoted}' END AS label"
+    )
+    return FeatureBrowser(
+        Browsed(
+            title=text, call="run.browse", about=(text,), folder=browsed.folder,
+            corpus=browsed.corpus, names={**browsed.names, "features": Named(f"({inner})")},
+            ask=browsed.ask,
+        ),
+        LOUD,
+    )  # fmt: skip
+
+
+def rows(made):
+    return made.page.get_by_role("listbox", name="Features")
+
+
+def shows(made, feature):
+    expect(made.page.locator(".xk-browser")).to_have_attribute("data-feature", str(feature))
+
+
+def chosen(made):
+    """The row that a screen reader is told to be the active one."""
+    active = rows(made).get_attribute("aria-activedescendant")
+    option = made.page.locator(f"[id='{active}']")
+    expect(option).to_have_attribute("aria-selected", "true")
+    return option
+
+
+def text_of(option, part):
+    return option.locator(f".xk-{part}").text_content()
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_view_is_readable_in_light_and_dark(shown, result, theme):
+    browser = result.browse(20)
+    made = shown(browser, theme=theme)
+    made.page.get_by_text("Filters", exact=True).click()
+    for key, name in (("", "line"), ("c", "window"), ("c", "context")):
+        rows(made).focus()
+        if key:
+            made.page.keyboard.press(key)
+        expect(made.page.locator(".xk-samples")).to_have_attribute("data-size", name)
+        ratio, text = worst_contrast(made)
+        assert ratio >= 4.5, f"{name}: {text!r} has a contrast of {ratio:.2f}"
+        made.picture(f"browser-{name}-{theme}")
+    made.page.keyboard.press("m")
+    expect(made.page.get_by_text("600 features · 1 marked")).to_be_visible()
+    browser.feature = DEAD
+    shows(made, DEAD)
+    expect(made.page.get_by_text("Never active on the")).to_be_visible()
+    made.page.evaluate("() => { model.send = () => { throw new Error('gone') } }")
+    made.page.keyboard.press("m")
+    expect(made.page.get_by_text("The kernel of this browser is gone")).to_be_visible()
+    assert worst_contrast(made)[0] >= 4.5
+
+
+def test_everything_can_be_done_with_the_keyboard(shown, result):
+    browser = result.browse()
+    made = shown(browser)
+    press = made.page.keyboard.press
+    rows(made).focus()
+    for key, feature in (
+        ("j", 1), ("ArrowDown", 2), ("k", 1), ("End", 599), ("ArrowDown", 599),
+        ("Home", 0), ("ArrowUp", 0),
+    ):  # fmt: skip
+        press(key)
+        shows(made, feature)
+        assert browser.feature == feature
+        assert text_of(chosen(made), "id") == str(feature)
+    press("PageDown")
+    made.page.wait_for_function(
+        "Number(document.querySelector('.xk-browser').dataset.feature) > 9"
+    )
+    press("m")
+    press("j")
+    press("m")
+    expect(made.page.get_by_text("2 marked")).to_be_visible()
+    first, second = browser.selection
+    assert second == first + 1
+
+
+def test_searching_and_reading_need_no_mouse_either(shown, result):
+    made = shown(result.browse())
+    press = made.page.keyboard.press
+    rows(made).focus()
+    press("g")  # the next group of examples
+    expect(made.page.get_by_role("tab", selected=True)).to_contain_text(BAND_1)
+    press("j")  # and it stays for the next feature
+    shows(made, 1)
+    expect(made.page.get_by_role("tab", selected=True)).to_contain_text(BAND_1)
+    press("/")
+    search = made.page.get_by_role("searchbox")
+    expect(search).to_be_focused()
+    made.page.keyboard.type("paris j")  # letters in a field are letters
+    expect(search).to_have_value("paris j")
+    search.fill("#42")
+    press("Enter")
+    shows(made, 42)
+    expect(rows(made)).to_be_focused()
+    expect(made.page.locator(".xk-status")).to_have_text("600 features")
+    press("/")
+    press("Escape")
+    expect(rows(made)).to_be_focused()
+    press("Enter")
+    region = made.page.get_by_role("region", name="feature 42")
+    expect(region).to_be_focused()
+    press("j")
+    shows(made, 43)
+
+
+def test_tabs_of_examples_move_with_the_arrows(shown, result):
+    made = shown(result.browse(20))
+    made.page.get_by_role("tab", selected=True).focus()
+    made.page.keyboard.press("ArrowLeft")
+    tab = made.page.get_by_role("tab", selected=True)
+    expect(tab).to_contain_text("Silent5")
+    expect(tab).to_be_focused()
+    expect(made.page.locator(".xk-sample")).to_have_count(5)
+
+
+def in_sql(result, browser):
+    return [row[0] for row in result._browsed().ask(browser.sql).fetchall()]
+
+
+def sort_by(made, name):
+    button = made.page.get_by_role("button", name=f"sort by {name}")
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "true")
+
+
+def test_the_list_is_sorted_by_any_column(shown, result):
+    browser = result.browse()
+    made = shown(browser)
+    sort_by(made, "density")
+    assert "ORDER BY density DESC" in browser.sql
+    rows(made).press("Home")
+    shows(made, in_sql(result, browser)[0])
+    sort_by(made, "density")
+    expect(made.page.get_by_role("button", name="now ascending")).to_be_visible()
+    rows(made).press("End")
+    shows(made, in_sql(result, browser)[-1])
+    made.page.get_by_label("what the last column shows").select_option("q99")
+    sort_by(made, "q99")
+    assert "ORDER BY q99 DESC" in browser.sql
+    rows(made).press("Home")
+    shows(made, in_sql(result, browser)[0])
+
+
+def test_the_list_is_filtered_and_searched(shown, result):
+    browser = result.browse()
+    made = shown(browser)
+    status, search = made.page.locator(".xk-status"), made.page.get_by_role("searchbox")
+    search.fill(" paris")
+    expect(status).to_contain_text("of 600")
+    expect(status).to_have_text(f"{len(in_sql(result, browser))} of 600")
+    made.page.get_by_text("Filters", exact=True).click()
+    made.page.get_by_label("least density, per cent").fill("1")
+    made.page.get_by_label("dead features").select_option("alive")
+    expect(made.page.get_by_text("Filters (2)")).to_be_visible()
+    for part in ("density >= 0.01", "NOT dead", "' paris'"):
+        assert part in browser.sql
+    expect(status).to_have_text(f"{len(in_sql(result, browser))} of 600")
+    made.page.get_by_role("button", name="Clear filters").click()
+    search.fill("no such token")  # while the other answer is on its way
+    expect(status).to_have_text("0 of 600")
+    assert "density" not in browser.sql.split("WHERE")[1]
+    rows(made).press("ArrowDown")  # on an empty list nothing moves, and nothing breaks
+    search.fill("")
+    expect(status).to_have_text("600 features")
+
+
+def test_only_the_rows_in_sight_exist_and_a_million_have_a_last_one(shown, result):
+    made = shown(result.browse())
+    assert made.page.get_by_role("option").count() < 60
+    made.page.evaluate(A_MILLION)
+    rows(made).focus()
+    made.page.keyboard.press("End")
+    last = chosen(made)
+    expect(last.locator(".xk-id")).to_have_text("999999")
+    expect(last).to_be_in_viewport(ratio=0.9)
+    made.page.keyboard.press("k")
+    expect(chosen(made).locator(".xk-id")).to_have_text("999998")
+    rows(made).evaluate(
+        "(box) => { box.scrollTop = (box.scrollHeight - box.clientHeight) / 2 }"
+    )
+    expect(made.page.get_by_role("option").nth(5).locator(".xk-id")).to_have_text(
+        re.compile(r"^(499|500)\d{3}$")
+    )
+    made.page.keyboard.press("Home")
+    expect(chosen(made).locator(".xk-id")).to_have_text("0")
+    assert made.page.get_by_role("option").count() < 60
+
+
+def test_a_similar_feature_and_python_lead_to_another_one(shown, result):
+    browser = result.browse(20)
+    made = shown(browser)
+    made.page.get_by_role("button", name="25", exact=True).click()
+    shows(made, 25)
+    assert text_of(chosen(made), "id") == "25"
+    browser.feature = 480
+    shows(made, 480)
+    expect(chosen(made)).to_be_in_viewport()
+    assert text_of(chosen(made), "id") == "480"
+    browser.selection = [480]
+    expect(made.page.get_by_role("button", name="mark feature 480")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+
+
+def test_markup_and_marks_of_direction_stay_text(shown, result):
+    made = shown(labelled(result, HOSTILE[0] + HOSTILE[3]))
+    rows(made).focus()
+    for _ in range(3):
+        made.page.keyboard.press("c")
+        expect(made.page.locator(".xk-samples")).to_contain_text("<img src=x onerror")
+    expect(made.page.locator(".xk-top .xk-name")).to_contain_text("<img src=x onerror")
+    made.page.get_by_role("searchbox").fill("</script>")
+    expect(made.page.locator(".xk-status")).to_contain_text("of 600")
+    host = made.page.locator("#host")
+    assert "\u202e" not in host.text_content()
+    assert "⟨U+202E⟩ltr⟨U+2066⟩" in host.text_content()
+    assert host.locator("img, script, b, td").count() == 0
+    assert made.page.title() == "card"
+    made.picture("browser-hostile-light")
+
+
+def test_every_focusable_element_keeps_its_keys_from_the_notebook(shown, result):
+    made = shown(labelled(result, "a label"))
+    heard = "window.heard = 0; document.addEventListener('keydown', () => window.heard++)"
+    made.page.evaluate(heard)
+    focusable = ":is(button, summary, a, input, select, [tabindex])"
+    found = made.page.locator(f"#host {focusable}").all()
+    assert len(found) > 25
+    for node in found:
+        assert node.get_attribute("data-lm-suppress-shortcuts") == "true", node.inner_html()
+    rows(made).focus()
+    for key in ("x", "d", "d", "a", "j"):
+        made.page.keyboard.press(key)
+    assert made.page.evaluate("window.heard") == 0
+
+
+def test_roles_and_names_say_what_is_seen(shown, result):
+    made = shown(result.browse(20))
+    page = made.page
+    expect(page.get_by_role("group", name="features of synthetic")).to_be_visible()
+    expect(page.get_by_role("heading", name="Feature 20")).to_be_visible()
+    histogram = page.get_by_role("img", name="Activations of")
+    expect(histogram).to_have_attribute("aria-label", re.compile("half of them up to"))
+    expect(page.get_by_role("img", name="held out").first).to_be_visible()
+    option = chosen(made)
+    expect(option).to_have_attribute("aria-posinset", "21")
+    expect(option).to_have_attribute("aria-setsize", "600")
+    expect(page.get_by_role("tab")).to_have_count(7)
+    pressed = page.get_by_role("group", name="how much of the context").get_by_role(
+        "button"
+    )
+    assert [node.get_attribute("aria-pressed") for node in pressed.all()] == [
+        "true", "false", "false",
+    ]  # fmt: skip
+    unnamed = "node => node.getAttribute('aria-label') || node.textContent.trim()"
+    for node in page.get_by_role("button").all():
+        assert node.evaluate(unnamed)
+
+
+def test_the_peaks_stand_below_each_other(shown, result):
+    made = shown(result.browse(20))
+    left = {round(peak.bounding_box()["x"]) for peak in made.page.locator(".xk-peak").all()}
+    assert len(left) == 1
+
+
+def test_heat_is_relative_to_the_maximum_of_the_feature(shown, result):
+    made = shown(result.browse(20))
+    made.page.get_by_role("tab", name=BAND_2).click()
+    expect(made.page.get_by_role("tab", selected=True)).to_contain_text(BAND_2)
+    peak = made.page.locator(".xk-peak").first
+    assert float(peak.evaluate("(n) => n.style.getPropertyValue('--a')")) == pytest.approx(
+        0.4
+    )
+
+
+def test_a_busy_kernel_a_refusal_and_the_newest_question(shown, result):
+    made = shown(result.browse(20))
+    made.page.evaluate("window.send = model.send; model.send = (m) => model.sent.push(m)")
+    rows(made).focus()
+    made.page.evaluate("model.sent.length = 0")
+    for _ in range(5):
+        made.page.keyboard.press("j")
+    expect(
+        made.page.get_by_text("waiting for the kernel (busy running a cell?)")
+    ).to_be_visible()
+    sent = made.page.evaluate("model.sent.filter((m) => m.name === 'feature')")
+    assert [message["row"] for message in sent] == [21]  # one question is open at a time
+    made.page.evaluate("model.send = window.send; model.send(model.sent.at(-1))")
+    shows(made, 25)  # then the newest: 22 to 24 were never asked for
+    expect(made.page.get_by_text("waiting for the kernel")).to_be_hidden()
+    refuse = """() => { model.send = (m) => setTimeout(() => model.fire('msg:custom',
+        {kind: 'answer', id: m.id, ok: false, reason: 'examples.parquet cannot be read'})) }"""
+    made.page.evaluate(refuse)
+    made.page.keyboard.press("j")
+    expect(made.page.get_by_text("examples.parquet cannot be read")).to_be_visible()
+
+
+def test_a_narrow_page_shows_everything_without_a_sideways_scroll(shown, result):
+    made = shown(result.browse(20), width=400, height=1000)
+    made.picture("browser-narrow-light")
+    assert made.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_nothing_is_left_behind_when_the_view_goes(shown, result):
+    made = shown(result.browse(20), theme="none")
+    assert worst_contrast(made)[0] >= 4.5
+    made.page.evaluate("window.stop()")
+    assert made.page.evaluate("model.listeners()") == 0
+    assert made.page.locator("#host > *").count() == 0
+
+
+def test_what_is_sent_for_one_feature_is_small(result):
+    answer = result.browse(20).answer(
+        {"kind": "ask", "id": "1", "name": "open", "rows": 120}
+    )
+    assert len(json.dumps(answer)) < 60_000

@@ -1,0 +1,287 @@
+"""The feature browser without a page: questions, answers, and what Python reads and sets."""
+
+import json
+import logging
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from extraction_kit import LocalResult
+from extraction_kit.catalog.listing import Named
+from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
+from extraction_kit.results import GROUPS
+from extraction_kit.widgets.browsed import Browsed
+from extraction_kit.widgets.browser import FeatureBrowser
+from tests.results_to_browse import CONTEXT_SIZE, DEAD, HOSTILE, LOUD, Shape, write_result
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return write_result(tmp_path_factory.mktemp("result") / "here")
+
+
+@pytest.fixture
+def browser(result):
+    return result.browse(LOUD)
+
+
+def ask(browser, name, **content):
+    """Ask as the page does; the answer must survive JSON without NaN."""
+    answer = browser.answer({"kind": "ask", "id": "7", "name": name, **content})
+    assert answer["id"] == "7"
+    return json.loads(json.dumps(answer, allow_nan=False))
+
+
+def content(browser, name, **more):
+    answer = ask(browser, name, **more)
+    assert answer["ok"], answer
+    return answer["content"]
+
+
+def test_one_answer_fills_the_whole_browser(browser):
+    found = content(browser, "open", rows=50)
+    assert found["list"]["n"] == 600
+    assert found["list"]["at"] == LOUD
+    assert len(found["list"]["rows"]["feature"]) == 50
+    assert found["feature"]["feature"] == LOUD
+    assert found["marks"] == []
+
+
+def test_the_page_of_a_feature_says_what_the_readers_say(result, browser):
+    for feature in (0, LOUD, 599):
+        for group in GROUPS:
+            page = content(browser, "feature", feature=feature, group=group)
+            windows = result.windows(feature, k=100, group=group)
+            assert page["groups"][group] == len(windows)
+            for one, window in zip(page["examples"], windows, strict=True):
+                assert one["acts"] == pytest.approx(window.acts, rel=1e-4)
+                assert len(one["tokens"]) == len(window.tokens)
+                assert one["peak"] == window.pos - window.start
+                assert one["held_out"] == window.held_out
+        full = result.histogram(feature).tolist()
+        first, counts = page["hist"]["first"], page["hist"]["counts"]
+        assert full[first : first + len(counts)] == counts
+        assert sum(full) == sum(counts)
+        logits = result.logits(feature, sign="bottom").project("text, value").fetchall()
+        assert [value for _, value in page["logits"]["bottom"]] == pytest.approx(
+            [value for _, value in logits], rel=1e-4
+        )
+        near = result.similar(feature).project("other").fetchall()
+        assert [row[0] for row in page["similar"]] == [row[0] for row in near]
+        tokens = result.top_tokens(feature).project("n_active").fetchall()
+        assert [row[1] for row in page["tokens"]] == [row[0] for row in tokens]
+
+
+def test_the_whole_context_is_there_on_request(browser):
+    short = content(browser, "examples", feature=9, group="random", whole=False)
+    whole = content(browser, "examples", feature=9, group="random", whole=True)
+    for one, all_of_it in zip(short["examples"], whole["examples"], strict=True):
+        assert one["before"] == one["after"] == []
+        assert one["tokens"] == all_of_it["tokens"]
+        parts = (all_of_it["before"], all_of_it["tokens"], all_of_it["after"])
+        assert sum(map(len, parts)) == CONTEXT_SIZE
+
+
+def test_what_a_run_did_not_keep_is_absent_with_its_reason(tmp_path):
+    bare = write_result(tmp_path / "bare", Shape(d_sae=20, n_contexts=20, tables=()))
+    page = content(bare.browse(), "open", rows=5)["feature"]
+    assert set(page["absent"]) == {"logits", "tokens", "decoder", "coactivation"}
+    assert page["absent"]["logits"] == "this run has no logits: n_logits is 0"
+    assert page["similar"] == page["logits"]["top"] == []
+
+
+def test_the_sql_of_the_browser_gives_the_list_shown(result, browser):
+    listing = {"sort": "density", "descending": True, "life": "alive", "token": "paris"}
+    found = content(browser, "list", listing=listing, rows=100)
+    answer = result._browsed().ask(browser.sql)
+    assert [row[0] for row in answer.fetchall()] == found["rows"]["feature"]
+    assert found["n"] == len(found["rows"]["feature"]) > 0
+    assert found["at"] == -1  # the examples of the feature shown do not peak on it
+    found = content(browser, "feature", revision=found["revision"], row=2)
+    assert (found["at"], browser.feature) == (2, found["feature"])
+
+
+def test_rows_of_a_list_that_is_no_more_are_refused(browser):
+    old = content(browser, "open", rows=1)["list"]["revision"]
+    content(browser, "list", listing={"life": "dead"}, rows=1)
+    for name, more in (("rows", {"start": 0, "count": 9}), ("feature", {"row": 0})):
+        answer = ask(browser, name, revision=old, **more)
+        assert not answer["ok"]
+        assert "ask for it again" in answer["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("sql", {"query": "DROP TABLE features"}), (None, {}), ([], {}),
+        ("feature", {"feature": 600}), ("feature", {"feature": "7"}),
+        ("feature", {"feature": True}), ("feature", {}),
+        ("feature", {"feature": 1, "group": "all"}), ("feature", {"feature": 1, "group": []}),
+        ("feature", {"revision": 0, "row": 600}), ("feature", {"revision": 0, "row": -1}),
+        ("rows", {"revision": 0, "start": -1, "count": 5}),
+        ("rows", {"revision": 0, "start": 0, "count": "5"}),
+        ("list", {"listing": {"sort": "x"}, "rows": 5}), ("list", {"rows": 5}),
+        ("mark", {"feature": -1, "on": True}), ("open", {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_only_the_questions_of_the_list_are_answered(browser, name, more):
+    before = (browser.feature, browser.sql, browser.selection)
+    answer = ask(browser, name, **more)
+    assert answer["ok"] is False
+    assert answer["reason"]
+    assert (browser.feature, browser.sql, browser.selection) == before
+
+
+def test_what_is_no_question_has_no_answer(browser):
+    assert browser.answer({"kind": "hello"}) is None
+    assert browser.answer("open") is None
+
+
+def test_one_answer_never_holds_more_rows_than_a_screen_needs(browser):
+    found = content(browser, "rows", revision=0, start=0, count=10**9)
+    assert len(found["feature"]) == 400
+
+
+def test_python_moves_the_browser_and_the_page_is_told(browser):
+    told = []
+    browser.connect(told.append)
+    browser.feature = np.int64(11)
+    assert browser.feature == 11
+    assert told[0]["content"]["feature"]["feature"] == 11
+    browser.selection = [np.int32(4), 2, 4]
+    assert browser.selection == [4, 2]
+    assert told[1] == {"kind": "told", "content": {"marks": [4, 2]}}
+    with pytest.raises(UnknownFeature, match="600"):
+        browser.feature = 600
+    with pytest.raises(UnknownFeature):
+        browser.selection = [1, -1]
+    assert (browser.feature, browser.selection, len(told)) == (11, [4, 2], 2)
+
+
+def test_marks_of_the_page_are_the_selection_of_python(browser):
+    assert content(browser, "mark", feature=9, on=True)["marks"] == [9]
+    assert content(browser, "mark", feature=5, on=True)["marks"] == [9, 5]
+    assert content(browser, "mark", feature=9, on=False)["marks"] == [5]
+    assert browser.selection == [5]
+
+
+def test_an_unknown_feature_is_refused_before_anything_is_shown(result):
+    with pytest.raises(UnknownFeature):
+        result.browse(10_000)
+
+
+def test_a_result_that_is_damaged_while_it_is_browsed_says_so(result, tmp_path):
+    shutil.copytree(result.folder, tmp_path / "copy")
+    browser = LocalResult(tmp_path / "copy").browse()
+    (tmp_path / "copy" / "results" / "examples.parquet").write_bytes(b"PAR1")
+    answer = ask(browser, "feature", feature=3)
+    assert not answer["ok"]
+    assert "examples.parquet cannot be read" in answer["reason"]
+
+
+def test_a_result_without_its_files_is_refused(result, tmp_path):
+    shutil.copytree(result.folder, tmp_path / "copy")
+    copy = LocalResult(tmp_path / "copy")
+    (tmp_path / "copy" / "results" / "histograms.parquet").unlink()
+    with pytest.raises(ResultsDamaged, match=r"histograms\.parquet"):
+        copy.browse()
+
+
+def test_a_result_of_another_release_is_refused(result, tmp_path):
+    shutil.copytree(result.folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "results" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(BadQuery, match="written in format 2"):
+        LocalResult(tmp_path / "copy").browse()
+
+
+def test_an_unforeseen_error_reaches_the_person_and_the_log(browser, monkeypatch, caplog):
+    def breaks(*_, **__):
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr(browser._pages, "page", breaks)
+    with caplog.at_level(logging.CRITICAL, logger="extraction_kit"):
+        answer = ask(browser, "feature", feature=1)
+    assert answer["reason"] == "ZeroDivisionError: surprise"
+
+
+# --- labels -------------------------------------------------------------------------------
+
+
+def labelled(result, text):
+    """The same result in a workspace that keeps labels."""
+    browsed = result._browsed()
+    quoted = text.replace("'", "''")
+    inner = browsed.names["features"].select(
+        f"*, CASE feature WHEN {LOUD} THEN '{quoted}' WHEN 8 THEN 'eight' END AS label"
+    )
+    facts = {name: getattr(browsed, name) for name in ("title", "call", "about", "folder")}
+    names = {**browsed.names, "features": Named(f"({inner})")}
+    return FeatureBrowser(
+        Browsed(**facts, corpus=browsed.corpus, names=names, ask=browsed.ask), LOUD
+    )
+
+
+def test_labels_are_shown_in_list_page_and_neighbours(result):
+    browser = labelled(result, HOSTILE[0])
+    found = content(browser, "open", rows=20)
+    assert found["feature"]["label"] == HOSTILE[0]
+    assert found["feature"]["similar"][0][::2] == [8, "eight"]
+    assert found["list"]["rows"]["label"][LOUD : LOUD + 2] == [HOSTILE[0], "eight"]
+    found = content(browser, "list", listing={"label": "eig", "sort": "label"}, rows=5)
+    assert found["rows"]["feature"] == [8]
+
+
+# --- static -------------------------------------------------------------------------------
+
+
+class Balance(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.words, self.sound = [], set(), [], True
+        self.feed(page)
+        self.close()
+        self.sound = self.sound and not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag != "br":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        self.sound = self.sound and bool(self.open) and self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_static_form_is_whole_harmless_and_the_same_each_time(result, monkeypatch):
+    monkeypatch.setenv("EXTRACTION_KIT_STATIC", "1")
+    bundle = labelled(result, HOSTILE[0])._repr_mimebundle_()
+    assert bundle == labelled(result, HOSTILE[0])._repr_mimebundle_()
+    assert bundle["text/plain"] == "<FeatureBrowser synthetic: feature 7 of 600>"
+    found = Balance(bundle["text/html"])
+    assert found.sound
+    assert not found.tags & {"img", "script", "b", "svg"}
+    text = "".join(found.words)
+    for part in (
+        f"Feature {LOUD}", HOSTILE[0], "of tokens", "promotes", "suppresses", "similar",
+        "eight", "600 of 600 features", f"result.browse({LOUD})", "n_coactive is 0",
+    ):  # fmt: skip
+        assert part in text
+    assert "\u202e" not in bundle["text/html"]
+
+
+def test_a_dead_feature_has_a_static_form_too(result, monkeypatch):
+    monkeypatch.setenv("EXTRACTION_KIT_STATIC", "1")
+    found = Balance(result.browse(DEAD)._repr_mimebundle_()["text/html"])
+    assert found.sound
+    assert "never active" in "".join(found.words)
+
+
+def test_without_a_kernel_only_the_static_form_is_given(result):
+    assert set(result.browse()._repr_mimebundle_()) == {"text/plain", "text/html"}
