@@ -30,10 +30,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     root: Path
     asked: list[str]
 
-    def do_HEAD(self):  # noqa: N802 - the name http.server calls
+    def do_HEAD(self):
         self._answer(with_body=False)
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self._answer(with_body=True)
 
     def _answer(self, *, with_body):
