@@ -62,7 +62,7 @@ ROWS = [
         {"name": name, "architecture": "jumprelu", "d_sae": 8192, "n_tokens": 32_768,
          "config": changes} for name, changes in OPTIONS.items()
     ),
-    {"name": "bfloat16", "architecture": "jumprelu", "d_sae": 8192, "n_tokens": 32_768,
+    {"name": "bfloat16", "architecture": "jumprelu", "d_sae": 8192, "n_tokens": 4096,  # minutes
      "config": {"dtype": "bfloat16"}},
     {"name": "packing='document'", "architecture": "jumprelu", "d_sae": 8192,
      "n_tokens": 32_768, "config": {"packing": "document"}},
