@@ -142,7 +142,8 @@ def test_an_answer_is_a_relation_in_all_that_it_does(session):
     assert answer["feature"].limit(1).fetchall() == [(0,)]
     assert "max_act" in repr(answer)
     assert "fetchall" in dir(answer)
-    assert not hasattr(answer, "_repr_mimebundle_")
+    for name in ("_repr_mimebundle_", "_repr_html_", "no_such_column"):
+        assert hasattr(answer, name) == hasattr(answer._relation, name)
     with pytest.raises(BadQuery, match="densty"):
         answer.project("densty")
     with pytest.raises(BadQuery, match="Could not convert"):
