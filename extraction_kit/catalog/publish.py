@@ -214,7 +214,7 @@ def problem_of(path: Path, expected: Mapping[str, Any]) -> str:
         found = _measure(path)
     except FileNotFoundError:
         return f"{path} is missing"
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:  # also bytes that are no text
         return f"{path} cannot be read: {error}"
     for name in ("sha256", "rows"):
         if found[name] != expected[name]:

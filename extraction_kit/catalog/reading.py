@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extraction_kit.catalog.memory import Memory
+from extraction_kit.catalog.memory import FAILURES, Memory
 from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.relations import literal, scan
 from extraction_kit.catalog.soundness import require_sound
@@ -441,7 +441,7 @@ def readable(path: Path) -> Iterator[None]:
     """Raise `ResultsDamaged`, which names `path`, for whatever cannot be read in here."""
     try:
         yield
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
+    except (*FAILURES, pa.ArrowException, OSError, ValueError) as error:
         msg = (
             f"{path} cannot be read: {error}. Type ws.verify() (or `extraction-kit verify`) "
             "to see which files are damaged"

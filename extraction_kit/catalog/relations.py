@@ -189,7 +189,7 @@ def _readable_first(
 def _is_readable(path: Path) -> bool:
     try:
         pq.read_metadata(path)
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, ValueError):  # also names that are no text
         return False
     return True
 

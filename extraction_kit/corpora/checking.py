@@ -54,7 +54,7 @@ def _of_vocabulary(vocab: Path, recorded: Any) -> Iterator[str]:  # noqa: ANN401
         pq.read_table(vocab)  # all that can be done where no digest was recorded
     except FileNotFoundError:
         yield f"{vocab} is missing"
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         yield f"{vocab} cannot be read: {error}"
     else:
         if recorded is not None and found != recorded:

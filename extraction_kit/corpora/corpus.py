@@ -139,7 +139,7 @@ class Corpus:
             vocab = folder.parent.parent / values.pop("vocab")
             corpus = cls(path=folder, vocab=vocab, **values)
             n_rows = pq.read_metadata(folder / CONTEXTS).num_rows
-        except (KeyError, TypeError, OSError, pa.ArrowInvalid) as cause:
+        except (KeyError, TypeError, OSError, ValueError, pa.ArrowException) as cause:
             raise BadCorpus(f"corpus {folder} is damaged ({cause}): {advice}") from cause
         if n_rows != corpus.n_contexts:
             raise BadCorpus(

@@ -182,7 +182,7 @@ def test_an_empty_workspace_has_all_tables_with_their_types(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_keeps_the_old_one(path, rows, monkeypatch):
-    def refuse(*_args):
+    def refuse(*_args, **_options):
         msg = "IO Error: No space left on device"
         raise duckdb.IOException(msg)
 

@@ -16,8 +16,8 @@ from extraction_kit.corpora.corpus import CORPUS_FORMAT, token_dtype
 from extraction_kit.corpora.packing import Block
 from extraction_kit.corpora.writer import ContextWriter
 from extraction_kit.lifecycle import digest_of
+from tests.unit.lab import Lab, training_named
 from tests.unit.synthetic import CONTEXT_SIZE, N_VOCAB, WINDOW, synthetic
-from tests.unit.test_repair import Bench, training_named
 
 NEIGHBOURS = {
     "feature": np.repeat(np.arange(16, dtype=np.int32), 2),
@@ -48,7 +48,7 @@ def made_with(seed):
     return replace(made, result=result)
 
 
-class PublishedRuns(Bench):
+class PublishedRuns(Lab):
     """`completed(training_id, seed=...)` publishes a run whose numbers are `made_with(seed)`."""
 
     def __init__(self, home):

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from extraction_kit.catalog import reading
-from extraction_kit.catalog.publish import publish, stage
-from extraction_kit.catalog.relations import CatalogRows
+from extraction_kit.catalog.publish import publish, stage, verify
+from extraction_kit.catalog.relations import CatalogRows, _is_readable
 from extraction_kit.catalog.session import Session
 from extraction_kit.catalog.snapshot import write_snapshot
 from extraction_kit.errors import BadQuery, ExtractionKitError, ResultsDamaged
@@ -142,7 +142,8 @@ def test_an_answer_is_a_relation_in_all_that_it_does(session):
     assert answer["feature"].limit(1).fetchall() == [(0,)]
     assert "max_act" in repr(answer)
     assert "fetchall" in dir(answer)
-    assert not hasattr(answer, "_repr_mimebundle_")
+    for name in ("_repr_mimebundle_", "_repr_html_", "no_such_column"):
+        assert hasattr(answer, name) == hasattr(answer._relation, name)
     with pytest.raises(BadQuery, match="densty"):
         answer.project("densty")
     with pytest.raises(BadQuery, match="Could not convert"):
@@ -212,28 +213,42 @@ def test_missing_contexts_cost_the_text_of_examples_only(folders, tmp_path):
 
 
 def test_a_footer_that_duckdb_alone_cannot_read_costs_its_own_run_only(session, folders):
-    path = folders[TORN] / "features.parquet"
+    path = folders[TORN] / "examples.parquet"
     good, random_ = path.read_bytes(), random.Random(2)  # noqa: S311 - which bits
-    while True:
-        data = bytearray(good)
-        data[-random_.randrange(9, 2000)] ^= 1 << random_.randrange(8)
-        path.write_bytes(data)
-        try:
-            pq.read_metadata(path)
-        except (OSError, pa.ArrowException):
-            continue
-        try:
-            with duckdb.connect() as apart:
-                apart.execute(f"SELECT max_act FROM '{path}' LIMIT 0")  # noqa: S608 - our own
-        except duckdb.Error:
-            break
-    query = f"SELECT count(*) FROM features WHERE run_id = '{OTHER}'"  # noqa: S608 - our own
-    assert session.sql(query).fetchall() == [(16,)]
-    with pytest.raises(ResultsDamaged, match=rf"run {TORN}: .*features.parquet has sha256"):
-        session.sql("FROM features").fetchall()
+    footer = int.from_bytes(good[-8:-4], "little")
+    with duckdb.connect() as apart:
+        for _ in range(1000):
+            data = bytearray(good)
+            data[-random_.randrange(9, footer + 9)] ^= 1 << random_.randrange(8)
+            path.write_bytes(data)
+            if _is_readable(path):
+                try:
+                    apart.execute(f"SELECT act FROM '{path}' LIMIT 0")  # noqa: S608 - our own
+                except duckdb.Error:
+                    break
+        else:
+            pytest.fail("DuckDB reads all that pyarrow does")
+    query = f"SELECT count(*) FROM examples WHERE run_id = '{OTHER}'"  # noqa: S608 - our own
+    n_rows = session.sql(query).fetchall()
+    assert n_rows[0][0] > 0
+    with pytest.raises(ResultsDamaged, match=rf"run {TORN}: .*examples.parquet"):
+        session.sql("FROM examples").fetchall()
     write_snapshot(path.parent / "x.duckdb", session._rows())
     with duckdb.connect(str(path.parent / "x.duckdb"), read_only=True) as snapshot:
-        assert snapshot.execute(query).fetchall() == [(16,)]
+        assert snapshot.execute(query).fetchall() == n_rows
+
+
+@pytest.mark.parametrize("table", ["features", "examples"])
+def test_any_flipped_bit_of_a_footer_is_told_in_a_sentence(folders, table):
+    path = folders[TORN] / f"{table}.parquet"
+    good, random_ = path.read_bytes(), random.Random(3)  # noqa: S311 - which bits
+    footer = int.from_bytes(good[-8:-4], "little")
+    for _ in range(150):
+        data = bytearray(good)
+        data[-random_.randrange(1, footer + 9)] ^= 1 << random_.randrange(8)
+        path.write_bytes(data)
+        (problem,) = verify(path.parent)
+        assert problem.startswith(str(path))
 
 
 def test_whatever_is_damaged_the_error_names_the_run(session, folders):
