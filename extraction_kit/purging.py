@@ -194,7 +194,8 @@ def _files(bench: Workbench, run: RunRecord) -> Iterator[Path]:
 
 
 def _leftovers(bench: Workbench, purged: list[RunRecord]) -> Iterator[Path]:
-    for folder in (bench.paths.results, bench.paths.corpora):
+    paths = bench.paths
+    for folder in (paths.results, paths.staging, paths.checkpoints, paths.corpora):
         yield from sorted(folder.glob(_hidden("*")))
     for run in purged:
         yield from _files(bench, run)

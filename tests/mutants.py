@@ -131,15 +131,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        guard="deleted: its content is not launched",
-        file="service.py",
-        old="return answer_to_launch(run.state, deleted=run.deleted_at is not None)",
-        new="return answer_to_launch(run.state)",
-        tests=(
-            f"{DELETION}::test_deleted_content_is_launched_as_the_next_generation_only[sqlite]",
-        ),
-    ),
-    Mutant(
         guard="deleted: a repair brings nothing back",
         file="ledger/restoring.py",
         old="    if is_deleted(seen):\n        return",

@@ -368,6 +368,11 @@ def test_a_run_restored_while_somebody_looks_at_the_purge_is_not_purged(lab, mon
 @pytest.mark.parametrize("dies_at", ["_remove", "_hide", "remove_folder"])
 def test_a_purge_that_dies_is_finished_by_the_next_one(lab, monkeypatch, dies_at):
     run_id, corpus = lab.completed(), write_corpus(lab)
+    for folder in (
+        lab.bench.paths.checkpoints_of(run_id),
+        lab.bench.paths.staging_of(run_id, 1),
+    ):
+        folder.mkdir(parents=True)
     lab.ws.run(run_id).delete()
 
     def die(*_):

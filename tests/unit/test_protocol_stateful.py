@@ -227,7 +227,9 @@ class Protocol(RuleBasedStateMachine):
         if answer is Answer.CANCEL_NOW:
             assert self.world.row(row["run_id"])["state"] == RunState.CANCELLED
 
-    @precondition(lambda self: self.rows())
+    @precondition(
+        lambda self: self.age % 3 == 0 and self.rows()
+    )  # else little else happens
     @rule(index=indices)
     def delete(self, index):
         if self.pick(index)["state"] in ACTIVE:
