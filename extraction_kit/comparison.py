@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from extraction_kit import atomic
 from extraction_kit.catalog.comparing import side_by_side
-from extraction_kit.errors import BadQuery, BadSae
+from extraction_kit.catalog.publish import read_manifest
+from extraction_kit.errors import BadQuery, BadSae, ResultsDamaged
 from extraction_kit.reader import ResultReader
 
 if TYPE_CHECKING:
@@ -30,13 +31,23 @@ def compare(
     if match not in MATCHES:
         known = ", ".join(map(repr, MATCHES))
         raise BadQuery(f"match={match!r}: one of {known} is allowed")
-    specs = [each.result_training["sae"] for each in (a, b)]
+    first, second = a.results_folder, b.results_folder
+    trainings = [_training(folder) for folder in (first, second)]
+    specs = [training["sae"] for training in trainings]
     if specs[0]["digest"] == specs[1]["digest"] and match != "decoder":
-        return side_by_side(a.results_folder, b.results_folder, None)
-    models = [each.result_training["model"] for each in (a, b)]
+        return side_by_side(first, second, None)
+    models = [training["model"] for training in trainings]
     _check(specs, models, match=match)
     pairs = _pairs(specs[0], specs[1], by_number=match == "number", cache=cache)
-    return side_by_side(a.results_folder, b.results_folder, pairs)
+    return side_by_side(first, second, pairs)
+
+
+def _training(folder: Path) -> Mapping[str, Any]:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ResultsDamaged(f"the manifest in {folder} is missing or torn")
+    found: Mapping[str, Any] = manifest["training"]
+    return found
 
 
 def _check(

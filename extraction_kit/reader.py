@@ -228,12 +228,6 @@ class ResultReader(ABC):
         return self._results()
 
     @property
-    def result_training(self) -> Mapping[str, Any]:
-        """What was measured, as the manifest keeps it: SAE, model, tokenizer, hookpoint."""
-        found: Mapping[str, Any] = self._manifest()["training"]
-        return found
-
-    @property
     def export(self) -> Exports:
         """Write the result for another program: ``run.export.neuronpedia(path, ...)`` ...
 

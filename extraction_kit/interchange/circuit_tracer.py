@@ -38,9 +38,10 @@ def write(
     wanted = chosen(files, features)
     with new_folder(path) as (final, staged):
         for batch in records(files, wanted):
-            for record in batch:
+            for record, quantiles in zip(batch, _quantiles(batch), strict=True):
                 name = f"{number_of(layer, record.feature)}.json"
-                text = json.dumps(_feature(record, transcoder_id), allow_nan=False)
+                made = _feature(record, quantiles, transcoder_id)
+                text = json.dumps(made, allow_nan=False)
                 (staged / name).write_text(text, encoding="utf-8")
     return final
 
@@ -50,7 +51,9 @@ def number_of(layer: int, feature: int) -> int:
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
-def _feature(record: FeatureRecord, transcoder_id: str) -> dict[str, Any]:
+def _feature(
+    record: FeatureRecord, quantiles: list[float], transcoder_id: str
+) -> dict[str, Any]:
     max_act = float(record.row["max_act"])
     logits = record.logits or {"top": [], "bottom": []}
     return {
@@ -61,7 +64,7 @@ def _feature(record: FeatureRecord, transcoder_id: str) -> dict[str, Any]:
         "bottom_logits": [text for text, _ in logits["bottom"]],
         "act_min": 0.0,
         "act_max": short(max_act),
-        "quantile_values": _quantiles(record, max_act),
+        "quantile_values": quantiles,
         "histogram": equal_bins(record.hist, max_act, N_BARS).tolist()
         if record.hist.any()
         else [],
@@ -69,12 +72,15 @@ def _feature(record: FeatureRecord, transcoder_id: str) -> dict[str, Any]:
     }
 
 
-def _quantiles(record: FeatureRecord, max_act: float) -> list[float]:
-    """Return the 1 % to 100 % quantiles over active tokens, within 1/8 octave."""
-    if not record.hist.any():
-        return []
-    hist, largest = record.hist[None], np.array([max_act], dtype=np.float32)
-    return [short(quantile(hist, largest, percent)[0]) for percent in range(1, 101)]
+def _quantiles(batch: Sequence[FeatureRecord]) -> Iterator[list[float]]:
+    """Yield the 1 % to 100 % quantiles over active tokens, within 1/8 octave; [] if dead."""
+    hist = np.stack([record.hist for record in batch])
+    largest = np.array([record.row["max_act"] for record in batch], dtype=np.float32)
+    found = np.stack(
+        [quantile(hist, largest, percent) for percent in range(1, 101)], axis=1
+    )
+    for row, counts in zip(found, hist, strict=True):
+        yield _short(row.tolist()) if counts.any() else []
 
 
 def _groups(record: FeatureRecord) -> Iterator[dict[str, Any]]:
