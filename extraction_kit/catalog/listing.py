@@ -11,10 +11,11 @@ from extraction_kit.errors import BadQuery
 
 LABEL = "label"
 """Column of ``features`` in a workspace that keeps labels."""
+_NO_MEASURES = ("feature", "max_context", "max_pos", "last_context", "dead")
 MEASURES = tuple(
     column.name
     for column in FEATURES.columns
-    if column.name not in {"feature", "dead"} and column.type != "VARCHAR"
+    if column.name not in _NO_MEASURES and column.type != "VARCHAR"
 )
 """What a list may show beside a feature and sort by."""
 LIVES = ("all", "alive", "dead")

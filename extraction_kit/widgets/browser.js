@@ -256,7 +256,7 @@ function render({ model, el: host, signal }) {
       const mine = listing.sort === name;
       const way = listing.descending ? "descending" : "ascending";
       const arrow = mine ? (listing.descending ? "▼" : "▲") : "";
-      say(button, button === p.byMeasure ? arrow : `${name}${arrow && ` ${arrow}`}`);
+      say(button, button === p.byMeasure ? arrow || "⇅" : `${name}${arrow && ` ${arrow}`}`);
       attrs(button, { "aria-label": `sort by ${name}${mine ? `, now ${way}` : ""}`, "aria-pressed": mine });
     }
     p.measure.value = listing.measure;

@@ -25,16 +25,16 @@ class BrowserView(anywidget.AnyWidget):  # type: ignore[misc]
         super().__init__(facts=safe(browser.facts()))
         self._browser = browser
         self.on_msg(self._on_message)
-        browser.connect(self._send)
+        browser.connect(self._tell_page)
 
-    def _send(self, content: dict[str, Any]) -> None:
+    def _tell_page(self, content: dict[str, Any]) -> None:
         without_parent(lambda: self.send(content))
 
     def _on_message(self, _: object, content: object, __: object) -> None:
         """Answer the page. Runs on the main thread or on a subshell's: short, no asyncio."""
         answer = self._browser.answer(content)
         if answer is not None:
-            self._send(answer)
+            self._tell_page(answer)
 
 
 def live(browser: FeatureBrowser) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """What a person waits for in the widgets, in a real JupyterLab: ``make bench-widgets``."""
 
 import json
+import shutil
 import statistics
 import time
 
 import pytest
 from playwright.sync_api import expect
 
+from extraction_kit import LocalResult
 from extraction_kit.catalog.listing import MEASURES, Listing
+from extraction_kit.catalog.publish import MANIFEST
 from extraction_kit.widgets.feature_list import FeatureList, peak_tokens
 from tests.browser.conftest import (  # noqa: F401 - fixtures, and where things are
     ROOT,
@@ -35,9 +38,13 @@ WATCH = """() => {
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    shape = Shape(d_sae=D_SAE, n_contexts=20_000, n_words=30_000)
-    return write_result(tmp_path_factory.mktemp("large") / "result", shape)
+def result():
+    """Made once, in a minute; removed with ``build/``."""
+    folder = ROOT / "build" / "bench" / f"browsed-{D_SAE}"
+    if (folder / "results" / MANIFEST).exists():
+        return LocalResult(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return write_result(folder, Shape(d_sae=D_SAE, n_contexts=20_000, n_words=30_000))
 
 
 def test_browsing_131072_features(notebook, result):  # noqa: F811 - the fixture

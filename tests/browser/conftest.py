@@ -420,7 +420,8 @@ class Notebook:
     trouble: list[str] = field(default_factory=list)
 
     def open(self) -> None:
-        self.page.goto(f"{self.server.url}/doc/tree/{self.name}?token={TOKEN}&reset")
+        address = f"{self.server.url}/doc/tree/{self.name}?token={TOKEN}&reset"
+        self.page.goto(address, timeout=60_000)
         self.page.wait_for_function(IDLE, timeout=60_000)
 
     def command(self, name: str) -> None:
