@@ -63,7 +63,9 @@ def _turn_dark(book, shown):
         "window.jupyterapp.commands.execute('apputils:change-theme',"
         " {theme: 'JupyterLab Dark'})"
     )
-    expect(book.page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    expect(book.page.locator("body")).to_have_attribute(
+        "data-jp-theme-light", "false", timeout=30_000
+    )
     painted = shown.evaluate("(node) => getComputedStyle(node).backgroundColor")
     assert max(int(n) for n in painted[4:-1].split(",")[:3]) < 80
     book.picture("lab-browser-dark")
