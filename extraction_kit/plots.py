@@ -28,14 +28,14 @@ def density(features: "duckdb.DuckDBPyRelation", ax: "Axes | None" = None) -> "A
     ImportError
         matplotlib is not installed; the message says what to type.
     """
-    axes = _axes(ax)
+    axes: Axes = _axes(ax)
     found = features.project("density, dead").fetchnumpy()
     alive = found["density"][~found["dead"]]
     if alive.size:
         low, high = np.floor(np.log10(alive.min())), np.ceil(np.log10(alive.max()))
         n_bins = max(1, round(high - low)) * _BINS_PER_DECADE
         edges = np.logspace(low, max(high, low + 1), n_bins + 1)
-        axes.hist(alive, bins=edges, color="tab:orange")
+        axes.hist(alive, bins=edges.tolist(), color="tab:orange")
         axes.set_xscale("log")
     n_dead = len(found["dead"]) - alive.size
     axes.set_xlabel("density (share of valid tokens)")
@@ -61,7 +61,7 @@ def histogram(hist: np.ndarray, feature: int, ax: "Axes | None" = None) -> "Axes
     ImportError
         matplotlib is not installed; the message says what to type.
     """
-    axes = _axes(ax)
+    axes: Axes = _axes(ax)
     edges = bin_edges()
     step = 2 ** (1 / BINS_PER_OCTAVE)
     edges[0], edges[-1] = 2.0**LOG2_LOW / step, edges[-2] * step  # 0 and infinity

@@ -4,7 +4,7 @@ Nothing is changed but the ledger's events: a damaged run is left out of the vie
 on (column ``damage`` of ``runs``), and taken in again once it is found sound.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,13 +70,18 @@ def verify(bench: Workbench, progress: Progress | None = None) -> Verification:
 
     Results are compared with the sha256, size and row counts of their manifests, the tokens
     of a corpus with its digest, and a vocabulary with the sha256 that its corpora recorded.
-    Takes about 1 s per GB.
+    Deleted runs are read too, since they can be restored; purged ones have no files. Takes
+    about 1 s per GB.
     """
     with bench.store.read() as connection:
-        found = records.all_runs(connection)
+        found = records.all_runs(connection) + records.deleted_runs(connection)
     completed = {run.run_id: run for run in found if run.state is RunState.COMPLETED}
-    folders = {run_id: bench.paths.results_of(run_id) for run_id in completed}
-    folders |= _others(bench.paths.results, folders)
+    folders = {
+        run_id: bench.paths.results_of(run_id)
+        for run_id, run in completed.items()
+        if run.purged_at is None
+    }
+    folders |= _others(bench.paths.results, known=completed)
     corpora = _below(bench.paths.corpora)
     reading = _Reading(progress, sum(map(_size, [*folders.values(), *corpora])))
     damaged, known = [], damage_by_run(bench)
@@ -171,7 +176,7 @@ def _note(bench: Workbench, run: RunRecord, text: str, *, known: str) -> None:
         )
 
 
-def _others(results: Path, known: dict[str, Path]) -> dict[str, Path]:
+def _others(results: Path, *, known: Container[str]) -> dict[str, Path]:
     """Return the folders of results that the ledger does not know."""
     runs = {one.name.removeprefix("run_id="): one for one in results.glob("run_id=*")}
     return {run_id: folder for run_id, folder in runs.items() if run_id not in known}

@@ -69,11 +69,12 @@ _TOKENIZER = _Key(
 )
 
 
-def keys_of(table: Table) -> tuple[Column, ...]:
-    """Return the column that a view has before those of its files, if it is a view."""
+def columns_of(table: Table) -> tuple[Column, ...]:
+    """Return the columns of a table of the catalog: a view has more than its files."""
     keys = dict.fromkeys(RESULT_TABLES, (_RUN.column,))
     keys |= {CONTEXTS: (_CORPUS.column,), VOCAB: (_TOKENIZER.column,)}
-    return keys.get(table, ())
+    said = LABEL_COLUMNS if table is FEATURES else ()
+    return (*keys.get(table, ()), *table.columns, *said)
 
 
 def populate(

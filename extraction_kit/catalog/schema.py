@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from extraction_kit.catalog.macros import MACROS
-from extraction_kit.catalog.relations import keys_of
+from extraction_kit.catalog.relations import columns_of
 from extraction_kit.catalog.tables import CATALOG
 
 
@@ -24,7 +24,7 @@ def _lines() -> Iterator[str]:
         yield ""
         yield "| column | type | unit | meaning |"
         yield "|---|---|---|---|"
-        for column in (*keys_of(table), *table.columns):
+        for column in columns_of(table):
             unit = _escaped(column.unit)
             yield f"| `{column.name}` | {column.type} | {unit} | {_escaped(column.meaning)} |"
         yield ""

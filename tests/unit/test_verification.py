@@ -142,6 +142,14 @@ def ask_elsewhere(path, *queries):
     return [json.loads(line) for line in asked.stdout.splitlines()]
 
 
+def test_a_deleted_result_is_read_until_it_is_purged(runs, two):
+    runs.ws.run(two[0]).delete()
+    assert runs.ws.verify().n_results == 2
+    runs.ws.purge(older_than="0m", apply=True)
+    found = runs.ws.verify()
+    assert (found.n_results, found.is_sound) == (1, True)
+
+
 def test_an_export_answers_without_its_workspace(runs, two, tmp_path):
     one, other = two
     ws = runs.ws
