@@ -41,24 +41,6 @@ def test_its_job_delivered_again_is_refused_and_changes_nothing(undisturbed):
     assert stage.executions(run) == 1
 
 
-def test_a_completed_run_is_browsed_and_what_is_listed_is_the_answer_to_its_sql(
-    undisturbed,
-):
-    stage, run = undisturbed
-    browser = run.browse(5)
-    listing = {"sort": "density", "descending": True, "token": "BA", "life": "alive"}
-    question = {"kind": "ask", "id": "1", "name": "list", "rows": 400, "listing": listing}
-    listed = browser.answer(question)["content"]
-    features = listed["rows"]["feature"]
-    assert 0 < len(features) < 48
-    assert [row[0] for row in stage.ws.sql(browser.sql).fetchall()] == features
-    windows = run.windows(5)
-    shown = browser.page()["examples"]
-    assert [one["tokens"] for one in shown] == [window.tokens for window in windows]
-    assert "ba" in "".join(text for text in listed["rows"]["token"] if text)
-    assert repr(browser) == "<FeatureBrowser tiny: feature 5 of 48>"
-
-
 def test_the_next_generation_is_computed_once_and_gives_the_same_digest(stage, undisturbed):
     first = stage.launch()
     first.wait(PATIENCE_S)

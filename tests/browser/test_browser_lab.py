@@ -50,22 +50,8 @@ def test_a_result_is_browsed_while_the_kernel_works_and_python_reads_along(
     book.command("notebook:run-cell")
     expect(shown).to_have_attribute("data-feature", "480")
     book.picture("lab-browser-light")
-    _turn_dark(book, shown)
     book.command("docmanager:save")
     stored = json.loads((lab_server.root / book.name).read_text())
     bundle = stored["cells"][0]["outputs"][0]["data"]
     assert "<strong>Feature 20</strong>" in "".join(bundle["text/html"])
     assert "".join(bundle["text/plain"]) == "<FeatureBrowser synthetic: feature 20 of 600>"
-
-
-def _turn_dark(book, shown):
-    book.page.evaluate(
-        "window.jupyterapp.commands.execute('apputils:change-theme',"
-        " {theme: 'JupyterLab Dark'})"
-    )
-    expect(book.page.locator("body")).to_have_attribute(
-        "data-jp-theme-light", "false", timeout=30_000
-    )
-    painted = shown.evaluate("(node) => getComputedStyle(node).backgroundColor")
-    assert max(int(n) for n in painted[4:-1].split(",")[:3]) < 80
-    book.picture("lab-browser-dark")

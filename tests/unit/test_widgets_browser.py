@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 
 from extraction_kit import LocalResult
 from extraction_kit.catalog.listing import Named
+from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from extraction_kit.results import GROUPS
 from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.widgets.browser import FeatureBrowser
 from tests.results_to_browse import CONTEXT_SIZE, DEAD, HOSTILE, LOUD, Shape, write_result
+from tests.unit import test_repair
+from tests.unit.synthetic import synthetic
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +210,39 @@ def test_an_unforeseen_error_reaches_the_person_and_the_log(browser, monkeypatch
     with caplog.at_level(logging.CRITICAL, logger="extraction_kit"):
         answer = ask(browser, "feature", feature=1)
     assert answer["reason"] == "ZeroDivisionError: surprise"
+
+
+# --- a run of a workspace -----------------------------------------------------------------
+
+
+def write_corpus(folder, corpus):
+    """Write the contexts and the vocabulary of `synthetic` as those of `corpus`."""
+    contexts, vocab = synthetic().write_corpus(folder)
+    for path, target in ((contexts, corpus.path / contexts.name), (vocab, corpus.vocab)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    masks = {"excluded": [], "ignore_positions": []}
+    replace(corpus, masks=masks).save_spec(corpus.path)
+
+
+def test_a_run_is_browsed_and_its_sql_is_answered_by_the_workspace(tmp_path, monkeypatch):
+    summary = {**test_repair.RESULT.summary, "statistics_format": STATISTICS_FORMAT}
+    whole = replace(test_repair.RESULT, summary=summary)
+    monkeypatch.setattr(test_repair, "RESULT", whole)
+    stage = test_repair.Bench(tmp_path / "ws")
+    write_corpus(tmp_path / "made", stage.content().corpus)
+    run = stage.ws.run(stage.completed())
+    stage.completed("another")  # its features are not in the list
+    browser = run.browse(5)
+    listing = {"sort": "density", "descending": True, "token": "TOK1", "life": "alive"}
+    found = content(browser, "list", listing=listing, rows=50)
+    features = found["rows"]["feature"]
+    assert 0 < len(features) == len(set(features)) < 16
+    assert [row[0] for row in stage.ws.sql(browser.sql).fetchall()] == features
+    assert run.run_id in browser.sql
+    shown = [one["tokens"] for one in browser.page()["examples"]]
+    assert shown == [window.tokens for window in run.windows(5)]
+    assert repr(browser) == "<FeatureBrowser tiny: feature 5 of 16>"
 
 
 # --- labels -------------------------------------------------------------------------------
