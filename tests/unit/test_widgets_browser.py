@@ -51,6 +51,7 @@ def test_one_answer_fills_the_whole_browser(browser):
     assert len(found["list"]["rows"]["feature"]) == 50
     assert found["feature"]["feature"] == LOUD
     assert found["marks"] == []
+    assert "\u202e" not in json.dumps(found, ensure_ascii=False)  # it turns the page round
 
 
 def test_the_page_of_a_feature_says_what_the_readers_say(result, browser):
