@@ -11,13 +11,12 @@ import pytest
 
 from extraction_kit import LocalResult
 from extraction_kit.catalog.listing import Named
-from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from extraction_kit.results import GROUPS
 from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.widgets.browser import FeatureBrowser
 from tests.results_to_browse import CONTEXT_SIZE, DEAD, HOSTILE, LOUD, Shape, write_result
-from tests.unit import test_repair
+from tests.unit.lab import Lab
 from tests.unit.synthetic import synthetic
 
 
@@ -226,11 +225,8 @@ def write_corpus(folder, corpus):
     replace(corpus, masks=masks).save_spec(corpus.path)
 
 
-def test_a_run_is_browsed_and_its_sql_is_answered_by_the_workspace(tmp_path, monkeypatch):
-    summary = {**test_repair.RESULT.summary, "statistics_format": STATISTICS_FORMAT}
-    whole = replace(test_repair.RESULT, summary=summary)
-    monkeypatch.setattr(test_repair, "RESULT", whole)
-    stage = test_repair.Bench(tmp_path / "ws")
+def test_a_run_is_browsed_and_its_sql_is_answered_by_the_workspace(tmp_path):
+    stage = Lab(tmp_path / "ws")
     write_corpus(tmp_path / "made", stage.content().corpus)
     run = stage.ws.run(stage.completed())
     stage.completed("another")  # its features are not in the list
