@@ -66,13 +66,14 @@ test-browser: $(STAMP) ## Run the browser tests (they need Chromium)
 # The libraries that train SAEs, with this package, in an environment of their own: no test of
 # this package needs them, and they draw in some 100 packages.
 GOLDEN := build/golden
-GOLDEN_LIBRARIES := sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
 golden: $(STAMP) ## Compare with what the SAE libraries write and compute (installs them)
 	@test -f $(GOLDEN)/.installed || { \
-	  echo "installing $(GOLDEN_LIBRARIES) into $(GOLDEN) (once, 3 to 6 minutes) ..."; \
+	  echo "installing sae-lens, eai-sparsify and dictionary-learning into $(GOLDEN) (once, 10 minutes) ..."; \
 	  rm -rf $(GOLDEN); $(PY) -m venv $(GOLDEN) && \
-	  $(GOLDEN)/bin/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e ".[saelens,test]" \
-	    $(GOLDEN_LIBRARIES) && \
+	  for some in "sae-lens==6.54.12 eai-sparsify==1.3.3" dictionary-learning==0.1.0 \
+	      "-e .[saelens,test]"; do \
+	    $(GOLDEN)/bin/python -m pip install $(PIP_OPTIONS) torch==$(TORCH) $$some || exit 1; \
+	  done && \
 	  { $(GOLDEN)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio || true; } && \
 	  touch $(GOLDEN)/.installed; }
 	rm -rf $(GOLDEN)/saes

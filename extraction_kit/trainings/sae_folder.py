@@ -85,8 +85,9 @@ def _absolute(path: Path | str) -> Path:
     if not isinstance(path, (str, Path)):
         raise BadSae(
             f"sae={type(path).__name__} object: a worker cannot load an object of this "
-            "notebook. Save it and pass the folder: sae.save_inference_model(folder) of "
-            f"SAELens, or its weights with a {explicit.SPEC} beside them that names your code, "
+            "notebook. Save it and pass the folder: sae.save_model(folder) of SAELens (in "
+            "training: save_inference_model), or its weights with a "
+            f"{explicit.SPEC} beside them that names your code, "
             "factory='module:function'. Or measure it here, in this process: "
             "xk.extract_here(sae, model=..., corpus=...)"
         )

@@ -56,7 +56,7 @@ def fetch_release(release: str, sae_id: str, *, folder: Path) -> Path:
         raise BadSae(
             f"sae={(release, sae_id)!r} is a release of SAELens, whose package is not "
             "installed here: pip install 'extraction_kit[saelens]', or pass a folder that "
-            "sae.save_inference_model(folder) wrote"
+            "sae.save_model(folder) wrote"
         )
     folder.mkdir(parents=True, exist_ok=True)
     staged = atomic.temporary_beside(saved)
@@ -73,7 +73,7 @@ def download(release: str, sae_id: str, folder: str) -> None:
     """Load an SAE with sae-lens and save it; the one place that calls sae-lens."""
     from sae_lens import SAE  # type: ignore[import-not-found] # noqa: PLC0415 - optional, heavy
 
-    SAE.from_pretrained(release, sae_id, device="cpu").save_inference_model(folder)
+    SAE.from_pretrained(release, sae_id, device="cpu").save_model(folder)
 
 
 def _run(release: str, sae_id: str, staged: Path) -> None:

@@ -23,7 +23,7 @@ class SAE:
             raise ValueError(f"Release {{release}} not found in pretrained SAEs directory")
         return cls()
 
-    def save_inference_model(self, path):
+    def save_model(self, path):
         shutil.copytree({sae!r}, path)
 """
 
