@@ -66,20 +66,21 @@ test-browser: $(STAMP) ## Run the browser tests (they need Chromium)
 # The libraries that train SAEs, with this package, in an environment of their own: no test of
 # this package needs them, and they draw in some 100 packages.
 GOLDEN := build/golden
-golden: $(STAMP) ## Compare with what the SAE libraries write and compute (installs them)
-	@test -f $(GOLDEN)/.installed || { \
-	  echo "installing sae-lens, eai-sparsify and dictionary-learning into $(GOLDEN) (once, 10 minutes) ..."; \
-	  rm -rf $(GOLDEN); $(PY) -m venv $(GOLDEN) && \
-	  for some in "sae-lens==6.54.12 eai-sparsify==1.3.3" dictionary-learning==0.1.0 \
-	      "-e .[saelens,test]"; do \
-	    $(GOLDEN)/bin/python -m pip install $(PIP_OPTIONS) torch==$(TORCH) $$some || exit 1; \
-	  done && \
-	  { $(GOLDEN)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio || true; } && \
-	  touch $(GOLDEN)/.installed; }
+golden: $(GOLDEN)/.installed ## Compare with what the SAE libraries write and compute (installs them)
 	rm -rf $(GOLDEN)/saes
 	$(GOLDEN)/bin/python tests/golden/write_saes.py $(GOLDEN)/saes
 	SAE_FIXTURES=$(GOLDEN)/saes $(PYTEST) tests/unit/test_golden_saes.py
 	$(GOLDEN)/bin/python -m pytest -m golden tests/golden $(ARGS)
+
+$(GOLDEN)/.installed: $(STAMP) Makefile
+	@echo "installing sae-lens, eai-sparsify and dictionary-learning into $(GOLDEN) (10 minutes) ..."
+	@rm -rf $(GOLDEN); $(PY) -m venv $(GOLDEN) && \
+	for some in "sae-lens==6.54.12 eai-sparsify==1.3.3" dictionary-learning==0.1.0 \
+	    "-e .[saelens,test]"; do \
+	  $(GOLDEN)/bin/python -m pip install $(PIP_OPTIONS) torch==$(TORCH) $$some || exit 1; \
+	done
+	@$(GOLDEN)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio || true
+	@touch $@
 
 lab: $(STAMP) ## Open JupyterLab on notebooks/
 	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
@@ -98,9 +99,10 @@ notebooks: $(STAMP) ## Run the notebooks and compare what they show with what is
 pictures: $(STAMP) ## Take the README's pictures anew, from a real run in a real JupyterLab
 	$(PYTEST) -m "browser and slow" tests/browser/test_readme_picture.py
 
-check-full: $(STAMP) ## Run everything: check, slow tests, browser tests, demo, notebooks
+check-full: $(STAMP) ## Run everything but the benchmarks (hours)
 	@$(MAKE) check
 	$(PYTEST) -m "not benchmark and not golden" tests
+	@$(MAKE) test-duckdb-old
 	@$(MAKE) mutants
 	@$(MAKE) golden
 	@$(MAKE) notebooks

@@ -81,14 +81,9 @@ class PublishedRuns(Lab):
         }
         return write_corpus(self.bench.paths, vocab, tokens, vocab_size=N_VOCAB, **facts)
 
-    def completed(self, training_id="tiny", *, seed=0):
+    def completed(self, training_id="tiny", *, seed=0, **options):
         self.made[training_id] = made_with(seed)
-        self.seed = seed
-        return super().completed(training_id)
-
-    def begun(self, content, *, generation=1):
-        content = self.content(content.training.training_id, self.seed)
-        return super().begun(content, generation=generation)
+        return super().completed(training_id, seed=seed, **options)
 
     def publish(self, run_id):
         run = self.record(run_id)
