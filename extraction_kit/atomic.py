@@ -69,6 +69,48 @@ def write_file(
         temporary.unlink(missing_ok=True)
 
 
+def write_new_file(path: Path, write: Callable[[Path], None]) -> bool:
+    """Put a whole new file at `path` unless something is there: the first one wins.
+
+    Returns
+    -------
+    bool
+        False if something was at `path`, before or meanwhile; it is left as it is.
+
+    Raises
+    ------
+    WorkspaceUnusable
+        As in `write_file`.
+    """
+    if os.path.lexists(path):
+        return False
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        fsync_file(temporary)
+        if not _put(temporary, path):
+            return False
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise unusable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _put(temporary: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            return False
+        temporary.rename(path)
+    return True
+
+
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:  # noqa: ANN401 - JSON
     """Put `value` as indented JSON at `path`, whole or not at all."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from extraction_kit import atomic
+from extraction_kit.catalog.asking import manifest_of
 from extraction_kit.catalog.comparing import side_by_side
-from extraction_kit.catalog.publish import read_manifest
-from extraction_kit.errors import BadQuery, BadSae, ResultsDamaged
+from extraction_kit.errors import BadQuery, BadSae
 from extraction_kit.reader import ResultReader
 
 if TYPE_CHECKING:
@@ -32,8 +32,11 @@ def compare(
         known = ", ".join(map(repr, MATCHES))
         raise BadQuery(f"match={match!r}: one of {known} is allowed")
     first, second = a.results_folder, b.results_folder
-    trainings = [_training(folder) for folder in (first, second)]
+    trainings = [manifest_of(folder)["training"] for folder in (first, second)]
     specs = [training["sae"] for training in trainings]
+    if not all(spec["digest"] for spec in specs):
+        _check_objects(specs, match=match)
+        return side_by_side(first, second, None)
     if specs[0]["digest"] == specs[1]["digest"] and match != "decoder":
         return side_by_side(first, second, None)
     models = [training["model"] for training in trainings]
@@ -42,18 +45,20 @@ def compare(
     return side_by_side(first, second, pairs)
 
 
-def _training(folder: Path) -> Mapping[str, Any]:
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise ResultsDamaged(f"the manifest in {folder} is missing or torn")
-    found: Mapping[str, Any] = manifest["training"]
-    return found
+def _check_objects(specs: list[Mapping[str, Any]], *, match: str) -> None:
+    """Refuse what cannot be told of SAEs that were objects: a person knows which they are."""
+    if match != "number" or specs[0]["d_sae"] != specs[1]["d_sae"]:
+        raise BadQuery(
+            f"an SAE that was an object of a notebook has no identity ({specs[0]['path']} with "
+            f"{specs[0]['d_sae']} features, {specs[1]['path']} with {specs[1]['d_sae']}): if "
+            "both are one SAE, or checkpoints of one, type match='number'"
+        )
 
 
 def _check(
     specs: list[Mapping[str, Any]], models: list[Mapping[str, Any]], *, match: str
 ) -> None:
-    if models[0]["digest"] != models[1]["digest"]:
+    if not _same(*models):
         raise BadQuery(
             f"the runs are of different models ({models[0]['source']} and "
             f"{models[1]['source']}): decoder rows of two models have no common directions. "
@@ -76,6 +81,14 @@ def _check(
                 f"the SAE {spec['path']} is code of your own, whose decoder rows cannot be "
                 "read: compare its runs with each other, or register its weights"
             )
+
+
+def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Tell whether two models are one; of an object only its shape is known."""
+    if a["digest"] and b["digest"]:
+        return bool(a["digest"] == b["digest"])
+    shape = ("model_type", "hidden_size", "n_layers", "vocab_size")
+    return all(a[name] == b[name] for name in shape)
 
 
 def _pairs(

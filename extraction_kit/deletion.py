@@ -4,8 +4,10 @@ What is marked leaves every list, view and card. :mod:`extraction_kit.purging` r
 files later; until then :func:`restore` brings everything back.
 """
 
+from pathlib import Path
+
 from extraction_kit import refusals
-from extraction_kit.atomic import write_json
+from extraction_kit.atomic import unusable, write_json
 from extraction_kit.errors import UnknownRun
 from extraction_kit.ledger import records, tombstones
 from extraction_kit.ledger.records import RunRecord
@@ -63,6 +65,8 @@ def restore(bench: Workbench, run_id: str) -> bool:
         Its files were purged.
     UnknownRun
         There is none.
+    WorkspaceUnusable
+        The results folder is not writable; nothing was changed.
     """
     by = bench.mover()
     with bench.store.write() as connection:
@@ -70,10 +74,17 @@ def restore(bench: Workbench, run_id: str) -> bool:
         restored = tombstones.unbury(connection, run.target, by=by)
         is_gone = not restored and run.deleted_at is not None
         if not is_gone:  # under the lock: nobody deletes it again meanwhile
-            bench.paths.tombstone_of(run_id).unlink(missing_ok=True)
+            _unmark(bench.paths.tombstone_of(run_id))
     if is_gone:
         raise refusals.deleted(run)
     return restored
+
+
+def _unmark(mark: Path) -> None:
+    try:
+        mark.unlink(missing_ok=True)
+    except OSError as error:
+        raise unusable(mark, error) from error
 
 
 def _known(connection: Connection, run_id: str) -> RunRecord:

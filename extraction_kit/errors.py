@@ -35,6 +35,8 @@ root, so that ``except Refused`` cannot hide a failure.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
 
 
 class ExtractionKitError(Exception):
@@ -226,6 +228,14 @@ class BadQuery(BadInput):
 
 class BadExport(BadInput):
     """An export cannot be made as asked: its name is taken, or something it needs is absent."""
+
+    @classmethod
+    def taken(cls, path: Path) -> Self:
+        """Return the error of a name that is taken."""
+        return cls(
+            f"{path} is there already, and an export replaces nothing: choose another name, or "
+            "remove it first"
+        )
 
 
 class BadLabel(BadInput):

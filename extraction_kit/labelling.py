@@ -2,16 +2,16 @@
 
 import csv
 import io
-import operator
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import SupportsIndex
 
 from extraction_kit.atomic import write_file
-from extraction_kit.errors import BadLabel, UnknownFeature
+from extraction_kit.errors import BadLabel
 from extraction_kit.ledger import labels
 from extraction_kit.ledger.labels import Label
+from extraction_kit.results import feature_number
 from extraction_kit.trainings import Training
 from extraction_kit.workbench import Workbench
 
@@ -56,7 +56,7 @@ def label(
         The message says what is allowed; nothing was changed.
     """
     training = bench.training(training_id)
-    number = _feature(feature, training.sae.d_sae)
+    number = feature_number(feature, training.sae.d_sae)
     given = {"name": name, "description": description}
     if all(text is KEPT for text in given.values()):
         raise BadLabel(
@@ -90,16 +90,6 @@ def _after(
 
 def _is_same(before: Label | None, after: Label) -> bool:
     return after.is_removal if before is None else before == after
-
-
-def _feature(feature: object, d_sae: int) -> int:
-    try:
-        number = operator.index(feature)  # type: ignore[arg-type]
-    except TypeError:
-        raise UnknownFeature(feature=feature, d_sae=d_sae) from None
-    if isinstance(feature, bool) or not 0 <= number < d_sae:
-        raise UnknownFeature(feature=feature, d_sae=d_sae)
-    return number
 
 
 def _text(what: str, value: object) -> str | None:
@@ -150,7 +140,8 @@ def import_(bench: Workbench, training_id: str, path: Path | str) -> int:
 
     The first row names the columns: ``feature``, then ``name`` or ``description`` or both,
     and perhaps ``source``; a ``training_id``, which :func:`export` writes, is not read. A
-    column that is absent leaves what is there; features that are not in the file are left.
+    column that is absent leaves what is there, but for ``source``, which tells of the whole
+    row; features that are not in the file are left.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from extraction_kit.atomic import remove_folder
-from extraction_kit.catalog import reading
+from extraction_kit.catalog import asking, reading
 from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.catalog.relations import scan
@@ -96,11 +96,11 @@ class LocalResult(ResultReader):
             folder=self._results(),
             corpus=corpus,
             names=names | {"vocab": Named(scan([corpus.vocab]))},
-            ask=lambda query: reading.ask(self._results(), query),
+            ask=lambda query: asking.ask(self._results(), query),
         )
 
     def _kept(self, rows: "duckdb.DuckDBPyRelation") -> "duckdb.DuckDBPyRelation":
-        return reading.in_memory(rows)  # it may outlive this object and its folder
+        return asking.in_memory(rows)  # it may outlive this object and its folder
 
     def __repr__(self) -> str:
         """Return one line."""

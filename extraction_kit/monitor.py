@@ -19,7 +19,7 @@ from extraction_kit.ledger import events, records, transitions
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.lifecycle import CLAIMED, Actor, Move
 from extraction_kit.liveness import ProcessIdentity
-from extraction_kit.status import write_snapshot
+from extraction_kit.status import refresh_snapshot
 from extraction_kit.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -38,20 +38,12 @@ def look(bench: Workbench) -> list[str]:
     ``Settings.alert_webhook``.
     """
     lines = [f"run {done.run_id} {done.what}: {done.why}" for done in bench.reconcile()]
-    _mend_snapshot(bench)
+    refresh_snapshot(bench)  # it may be gone, altered, or behind the ledger
     with bench.store.read() as connection:
         claimed = records.runs_in(connection, sorted(CLAIMED))
     return lines + [
         line for run in claimed if bench.is_stuck(run) for line in _alert(bench, run)
     ]
-
-
-def _mend_snapshot(bench: Workbench) -> None:
-    """Rebuild ``catalog.duckdb`` if it was deleted or altered, or is behind the ledger."""
-    try:
-        write_snapshot(bench)
-    except Exception:  # derived: it must never keep this from looking at the runs
-        log.exception("catalog.duckdb was not rebuilt")
 
 
 def _alert(bench: Workbench, run: RunRecord) -> Iterator[str]:

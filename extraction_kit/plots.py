@@ -40,7 +40,7 @@ def density(features: "duckdb.DuckDBPyRelation", ax: "Axes | None" = None) -> "A
     n_dead = len(found["dead"]) - alive.size
     axes.set_xlabel("density (share of valid tokens)")
     axes.set_ylabel("features")
-    axes.set_title(f"{alive.size:,} features, {n_dead:,} dead")
+    axes.set_title(f"{alive.size:,} features alive, {n_dead:,} dead")
     return axes
 
 

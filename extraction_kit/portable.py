@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from extraction_kit import status
+from extraction_kit import refusals, status
 from extraction_kit.catalog.publish import verify
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.errors import BadExport, ResultsDamaged
@@ -22,6 +22,8 @@ def export_catalog(
     ------
     UnknownRun
         There is no such run.
+    RunDeleted
+        A run is deleted.
     BadExport
         A run has nothing to export, or something is at `path` already.
     ResultsDamaged
@@ -56,6 +58,8 @@ def export_catalog(
 def _refusal(bench: Workbench, run_id: str) -> Exception:
     """Return why a run cannot be exported."""
     run = read_run(bench, run_id)
+    if run.deleted_at is not None:
+        return refusals.deleted(run)
     damage = status.damage_by_run(bench).get(run_id)
     if run.state is not RunState.COMPLETED:
         return BadExport(

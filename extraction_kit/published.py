@@ -76,12 +76,7 @@ def deleted_at(bench: Workbench, run_id: str) -> datetime | None:
         return None
     try:
         return datetime.fromisoformat(json.loads(path.read_bytes())["deleted_at"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # it is there, and that is what counts
+    except (OSError, ValueError, KeyError, TypeError):  # it is there: that is what counts
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 

@@ -6,6 +6,7 @@ half. A purge that dies in between is finished by the next one.
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -222,7 +223,8 @@ def _remove_corpora(bench: Workbench, corpora: Mapping[str, int]) -> Mapping[str
 def _remove(paths: Iterator[Path] | tuple[Path, ...]) -> None:
     for path in paths:
         if path.is_file():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # not ours to remove: what is left is told afterwards
+                path.unlink(missing_ok=True)
         else:  # at once for whoever looks, then file by file
             remove_folder(_hide(path))
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from extraction_kit import plots
 from extraction_kit.catalog import reading
+from extraction_kit.catalog.asking import manifest_of
 from extraction_kit.catalog.bulk import ResultFiles
-from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.reading import ExampleWindow
-from extraction_kit.errors import ResultsDamaged
 from extraction_kit.interchange import Exports
 from extraction_kit.widgets.browsed import Browsed
 
@@ -262,10 +261,4 @@ class ResultReader(ABC):
         return plots.histogram(self.histogram(feature), int(feature), ax)
 
     def _manifest(self) -> Mapping[str, Any]:
-        manifest = read_manifest(self._results())
-        if manifest is None:
-            raise ResultsDamaged(
-                f"{self._results()} has no readable manifest: type ws.verify() to "
-                "see what is damaged, and restore the folder from a backup"
-            )
-        return manifest
+        return manifest_of(self._results())

@@ -288,6 +288,7 @@ def _compare(
         Problem(subject=one.subject, text=one.text)
         for run_id, one in results.unfit.items()
         if not restoring.is_deleted(known.get(run_id, Seen()))
+        and not (run_id and paths.tombstone_of(run_id).exists())
     )
     return Repair(
         home=paths.home,

@@ -6,12 +6,15 @@ The result digest is defined here, in one place.
 
 import hashlib
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
+from extraction_kit.errors import UnknownFeature
 
 DENSE = 0.1
 """Activation density above which a feature is called dense."""
@@ -22,7 +25,7 @@ N_BINS = (LOG2_HIGH - LOG2_LOW) * BINS_PER_OCTAVE + 2
 """Histogram bins: underflow, 160 bins of 1/8 octave from 2^-10 to 2^10, overflow."""
 
 N_BANDS = 4
-"""Octaves below a feature's largest activation from which examples are drawn."""
+"""Octaves from which examples are drawn: that of the largest activation, and those below."""
 
 GROUPS = ("top", *(f"band_{i}" for i in range(1, N_BANDS + 1)), "random", "silent")
 """Groups of examples, in the order in which they are sorted and stored."""
@@ -75,6 +78,23 @@ def spans(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
     entry: np.ndarray = np.repeat(begin - (np.cumsum(length) - length), length)
     entry += np.arange(entry.size)
     return entry
+
+
+def feature_number(feature: object, d_sae: int) -> int:
+    """Return the index of a feature of an SAE as an int.
+
+    Raises
+    ------
+    UnknownFeature
+        It is no index of a feature.
+    """
+    try:
+        number = operator.index(feature)  # type: ignore[arg-type]
+    except TypeError:
+        raise UnknownFeature(feature=feature, d_sae=d_sae) from None
+    if isinstance(feature, bool) or not 0 <= number < d_sae:
+        raise UnknownFeature(feature=feature, d_sae=d_sae)
+    return number
 
 
 def bin_edges() -> np.ndarray:

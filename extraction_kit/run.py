@@ -116,17 +116,15 @@ class Watcher:
         service.resume(self.bench, run_id, force=force)
         return self.view(run_id)
 
-    def delete(self, run_id: str) -> RunView:
+    def delete(self, run_id: str) -> None:
         """Delete a run that has ended."""
         if deletion.delete(self.bench, run_id):
             status.refresh_snapshot(self.bench)
-        return self.view(run_id)
 
-    def restore(self, run_id: str) -> RunView:
+    def restore(self, run_id: str) -> None:
         """Undo the deletion of a run."""
         if deletion.restore(self.bench, run_id):
             status.refresh_snapshot(self.bench)
-        return self.view(run_id)
 
     def highlights(self, run_id: str, n: int) -> list[dict[str, Any]]:
         """Return some features of a completed run with their best example.
@@ -324,7 +322,7 @@ class Run(ResultReader):
 
         Raises
         ------
-        AlreadyCompleted, TooLateToCancel, NothingToCancel
+        AlreadyCompleted, TooLateToCancel, NothingToCancel, RunDeleted
             There is nothing to stop.
         """
         self._watcher.cancel(self.run_id)
@@ -340,7 +338,7 @@ class Run(ResultReader):
 
         Raises
         ------
-        AlreadyCompleted, StillActive, TrainingBusy
+        AlreadyCompleted, StillActive, TrainingBusy, RunDeleted
             There is nothing to continue, or not now.
         """
         self._watcher.resume(self.run_id, force=force)
@@ -382,7 +380,7 @@ class Run(ResultReader):
         run = self.view
         if run.deleted_at is not None:
             raise refusals.deleted(service.read_run(self._watcher.bench, self.run_id))
-        if run.state is RunState.COMPLETED and run.results_dir is not None:
+        if run.state is RunState.COMPLETED:
             return self._watcher.bench.paths.results_of(self.run_id)
         raise RunFailed(
             run_id=self.run_id,

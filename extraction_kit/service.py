@@ -410,6 +410,12 @@ def cancel(bench: Workbench, run_id: str) -> None:
         raise refusal
 
 
+def runs_of(bench: Workbench, training_id: str) -> list[RunRecord]:
+    """Return the runs of a training, the newest first; none that is deleted."""
+    with bench.store.read() as connection:
+        return records.all_runs(connection, training_id)
+
+
 def read_run(bench: Workbench, run_id: str) -> RunRecord:
     """Return the ledger's record of a run.
 

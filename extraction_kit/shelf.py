@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from extraction_kit.errors import UnknownRun
+from extraction_kit.errors import BadQuery
 from extraction_kit.lifecycle import RunState
 from extraction_kit.run import Run
 from extraction_kit.trainings import Training
@@ -21,15 +21,16 @@ class TrainingRuns:
 
         Raises
         ------
-        UnknownRun
+        BadQuery
             None is completed.
         """
         for run in self.runs:
-            if run.state is RunState.COMPLETED:
+            view = run.view
+            if view.state is RunState.COMPLETED and view.deleted_at is None:
                 return run
-        training_id = self.training.training_id
-        raise UnknownRun(
-            run_id=f"completed of {training_id}", known=[run.run_id for run in self.runs]
+        raise BadQuery(
+            f"training {self.training.training_id} has no completed run: type ws.runs() to see "
+            "what there is"
         )
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from extraction_kit import embedded, refusals
+from extraction_kit import disk, embedded, refusals
 from extraction_kit.atomic import write_json
 from extraction_kit.catalog.labelled import label_table
 from extraction_kit.catalog.relations import CatalogRows
@@ -172,11 +172,8 @@ def _worker(run: RunRecord) -> str | None:
 def _findings(bench: Workbench, run: RunRecord, beat: Beat | None) -> Iterator[str]:
     if run.deleted_at is not None:
         yield f"deleted since {run.deleted_at:%Y-%m-%d %H:%M} UTC"
-    if run.state in ACTIVE and bench.disk_is_low():
-        yield (
-            f"the disk of {bench.paths.shared} is nearly full: if it fills up the run fails, "
-            "with its checkpoint kept. `extraction-kit purge` shows what can go"
-        )
+    if run.state in ACTIVE and (full := disk.warning(bench)):
+        yield full
     if run.state in UNCLAIMED:
         yield from _findings_while_waiting(bench, run)
     if run.state in CLAIMED:
@@ -299,8 +296,8 @@ def catalog_rows(bench: Workbench) -> CatalogRows:
     """
     damage = damage_by_run(bench)
     with bench.store.read() as connection:
-        trainings = records.all_trainings(connection)
         run_records = records.all_runs(connection)
+        trainings = records.all_trainings(connection)  # after their runs: none is removed
         happened = records.all_events(connection)
         said = labels.state(connection)
     done = [run for run in run_records if run.state is RunState.COMPLETED]

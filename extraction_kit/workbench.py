@@ -194,9 +194,8 @@ class Workbench:
         """
         with self.store.read() as connection:
             record = records.training(connection, training_id)
-            if record is None:
-                known = [one.training_id for one in records.all_trainings(connection)]
-                raise UnknownTraining(training_id=str(training_id), known=known)
+        if record is None:
+            raise UnknownTraining(training_id=str(training_id), known=self.training_ids())
         return Training.from_dict(record.spec)
 
     def training_ids(self) -> list[str]:
@@ -323,10 +322,6 @@ class Workbench:
         paths = self.paths
         folder = paths.shared if paths.shared.exists() else paths.home
         return shutil.disk_usage(folder).free
-
-    def disk_is_low(self) -> bool:
-        """Tell whether less than twice ``Settings.min_free_bytes`` is free."""
-        return self.free_bytes() < 2 * self.settings.min_free_bytes
 
     def require_space(self, expected_bytes: int = 0) -> None:
         """Refuse to begin on a disk that is full, or will be.

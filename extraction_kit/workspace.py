@@ -186,7 +186,8 @@ class Workspace(Curated):
         config : ExtractionConfig, optional
             What is computed; part of the run's identity.
         generation : int, optional
-            The next number computes completed content anew; None returns what is there.
+            The next number computes completed or deleted content anew; None returns what is
+            there.
         text_column : str, optional
             Name of the text column; None takes ``text``, or the only column of texts.
         strict : bool, optional
@@ -204,6 +205,10 @@ class Workspace(Curated):
             Something was passed that cannot be used.
         TrainingBusy
             Another run of this training is active.
+        RunDeleted
+            The run of this content was deleted, and no other generation is there.
+        GenerationUnavailable
+            `generation` is not the next one.
         RestsUntilResumed
             Only if `strict`.
         """
@@ -319,12 +324,9 @@ class Workspace(Curated):
             There is none.
         """
         training = self.training(training_id)
-        runs = [
-            Run(self._watcher, one.run_id)
-            for one in self._watcher.views()
-            if one.training_id == training.training_id
-        ]
-        return TrainingRuns(training=training, runs=tuple(runs))
+        found = service.runs_of(self._bench, training.training_id)
+        runs = tuple(Run(self._watcher, one.run_id) for one in found)
+        return TrainingRuns(training=training, runs=runs)
 
     def _ipython_key_completions_(self) -> list[str]:
         return self._bench.training_ids()
@@ -403,8 +405,8 @@ class Workspace(Curated):
 
         Raises
         ------
-        UnknownRun, BadExport
-            There is no such run, it is not completed, or something is at `path`.
+        UnknownRun, RunDeleted, BadExport
+            There is no such run, it is deleted or not completed, or something is at `path`.
         ResultsDamaged
             A file of a run is not the one that was published.
         """
@@ -418,7 +420,9 @@ class Workspace(Curated):
         then on, which its column ``damage`` in ``runs`` says; everything else works on.
         """
         with progress_bar("verify", unit="B") as progress:
-            return verify(self._bench, progress)
+            found = verify(self._bench, progress)
+        status.refresh_snapshot(self._bench)
+        return found
 
     def __repr__(self) -> str:
         """Return one line."""

@@ -5,21 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import duckdb
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
+from extraction_kit.catalog.asking import d_sae_of, manifest_of, query_of, readable, rows_of
 from extraction_kit.catalog.reading import (
     ExampleWindow,
-    _check_feature,
-    _manifest,
-    _query,
-    _rows,
-    _token_ids,
-    _tokens_after,
-    _window,
-    readable,
     texts_of,
+    token_ids_of,
+    tokens_after,
+    why_absent,
+    window_of,
 )
 from extraction_kit.catalog.relations import scan
 from extraction_kit.catalog.tables import (
@@ -32,7 +28,7 @@ from extraction_kit.catalog.tables import (
     Table,
 )
 from extraction_kit.errors import BadExport, ResultsDamaged
-from extraction_kit.results import GROUPS, SIGNS
+from extraction_kit.results import GROUPS, SIGNS, feature_number
 
 _AT_ONCE = 256  # features that are in memory at a time
 
@@ -57,13 +53,12 @@ class ResultFiles:
         ResultsDamaged
             It is missing or torn.
         """
-        return _manifest(self.folder)
+        return manifest_of(self.folder)
 
     @property
     def d_sae(self) -> int:
         """Number of features."""
-        with readable(self.folder):
-            return int(pq.read_metadata(self.folder / FEATURES.file).num_rows)
+        return d_sae_of(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +99,8 @@ def chosen(files: ResultFiles, features: Iterable[SupportsIndex] | None) -> list
         ) from None
     if not given:
         raise BadExport("features=[] is empty: name some features, or None for all")
-    return list(dict.fromkeys(_check_feature(files.folder, one) for one in given))
+    d_sae = files.d_sae
+    return list(dict.fromkeys(feature_number(one, d_sae) for one in given))
 
 
 def records(
@@ -135,14 +131,10 @@ def condition(features: Sequence[int]) -> str:
     return f"feature IN ({', '.join(map(str, features))})"
 
 
-def has(files: ResultFiles, table: str, *kind: str) -> bool:
-    """Tell whether the run measured ``logits``, or ``neighbours`` of a kind."""
-    manifest = files.manifest
-    said: Any = manifest["provenance"].get(table, {})
-    for name in kind:
-        said = said.get(name, {})
-    counted = manifest["files"].get(f"{table}.parquet", {}).get("rows", 0)
-    return bool(counted) and said.get("absent_because") is None
+def has(files: ResultFiles, table: Table, *kind: str) -> bool:
+    """Tell whether the run measured a table, or a kind of its rows."""
+    counted = files.manifest["files"].get(table.file, {}).get("rows", 0)
+    return bool(counted) and why_absent(files.folder, table, *kind) is None
 
 
 def active_tokens(files: ResultFiles, features: Sequence[int]) -> dict[str, np.ndarray]:
@@ -166,7 +158,7 @@ def contexts_of(
     files: ResultFiles, features: Sequence[int]
 ) -> list[tuple[int, np.ndarray]]:
     """Return number and token ids of each context that the features have an example in."""
-    found = _rows(
+    found = rows_of(
         files.folder,
         EXAMPLES,
         "SELECT DISTINCT context, n_tok, tokens FROM "  # noqa: S608 - checked values
@@ -179,7 +171,7 @@ def contexts_of(
 
 def n_active(files: ResultFiles, features: Sequence[int]) -> dict[int, int]:
     """Return on how many tokens each feature is active."""
-    rows = _rows(
+    rows = rows_of(
         files.folder,
         FEATURES,
         f"SELECT feature, n_active FROM {scan([files.folder / FEATURES.file])} "  # noqa: S608 - checked values
@@ -188,9 +180,7 @@ def n_active(files: ResultFiles, features: Sequence[int]) -> dict[int, int]:
     return {row["feature"]: row["n_active"] for row in rows}
 
 
-def selected(
-    files: ResultFiles, table: Table, features: Sequence[int]
-) -> duckdb.DuckDBPyRelation:
+def selected(files: ResultFiles, table: Table, features: Sequence[int]) -> pa.Table:
     """Return the rows of ``features``, ``logits`` (with texts) or ``neighbours``."""
     source = scan([files.folder / table.file])
     if table is LOGITS:
@@ -201,11 +191,12 @@ def selected(
         )
     order = {"features": "feature", "logits": "feature, sign = 'bottom', rank"}
     keys = order.get(table.name, "feature, kind, rank")
-    return _query(
-        files.folder,
-        table,
-        f"FROM {source} WHERE {condition(features)} ORDER BY {keys}",
-    )
+    with readable(files.folder):
+        return query_of(
+            files.folder,
+            table,
+            f"FROM {source} WHERE {condition(features)} ORDER BY {keys}",
+        ).to_arrow_table()
 
 
 def _some(
@@ -233,26 +224,26 @@ def _some(
 
 def _table(files: ResultFiles, table: Table, where: str) -> list[dict[str, Any]]:
     source = scan([files.folder / table.file])
-    return _rows(files.folder, table, f"FROM {source} WHERE {where}")
+    return rows_of(files.folder, table, f"FROM {source} WHERE {where}")
 
 
 def _windows(
     files: ResultFiles, where: str, groups: Sequence[str]
 ) -> dict[int, dict[str, list[ExampleWindow]]]:
     names = ", ".join(f"'{group}'" for group in groups)
-    rows = _rows(
+    rows = rows_of(
         files.folder,
         EXAMPLES,
         f"SELECT examples.*, n_tok, tokens FROM {scan([files.folder / EXAMPLES.file])} "  # noqa: S608 - checked values
         f"AS examples LEFT JOIN {scan([files.contexts])} USING (context) "
         f'WHERE {where} AND "group" IN ({names}) ORDER BY feature, "group", rank',
     )
-    texts, after = texts_of(files.vocab), _tokens_after(files.folder)
+    texts, after = texts_of(files.vocab), tokens_after(files.folder)
     found: dict[int, dict[str, list[ExampleWindow]]] = {}
     for row in rows:
         ids = _ids(files, row)[row["start"] : row["pos"] + after + 1]
         of_feature = found.setdefault(row["feature"], {group: [] for group in groups})
-        of_feature[row["group"]].append(_window(row, ids.tolist(), texts))
+        of_feature[row["group"]].append(window_of(row, ids.tolist(), texts))
     return found
 
 
@@ -260,24 +251,26 @@ def _ids(files: ResultFiles, row: Mapping[str, Any]) -> np.ndarray:
     if row["tokens"] is None:
         msg = f"{files.contexts} lacks context {row['context']}: it is not the corpus of "
         raise ResultsDamaged(msg + str(files.folder))
-    return _token_ids(row["tokens"], row["n_tok"])
+    return token_ids_of(row["tokens"], row["n_tok"])
 
 
 def _logits(
     files: ResultFiles, features: Sequence[int]
 ) -> dict[int, dict[str, list[tuple[str, float]]]] | None:
-    if not has(files, LOGITS.name):
+    if not has(files, LOGITS):
         return None
     found: dict[int, dict[str, list[tuple[str, float]]]] = {}
-    for row in selected(files, LOGITS, features).fetchall():
-        feature, sign, _, _, text, value = row
+    for row in selected(files, LOGITS, features).to_pylist():
+        feature, sign, text, value = (
+            row[name] for name in ("feature", "sign", "text", "value")
+        )
         of_feature = found.setdefault(feature, {name: [] for name in SIGNS})
         of_feature[sign].append((text, value))
     return found
 
 
 def _nearest(files: ResultFiles, where: str) -> dict[int, list[tuple[int, float]]] | None:
-    if not has(files, NEIGHBOURS.name, "decoder"):
+    if not has(files, NEIGHBOURS, "decoder"):
         return None
     rows = _table(files, NEIGHBOURS, f"{where} AND kind = 'decoder' ORDER BY feature, rank")
     found: dict[int, list[tuple[int, float]]] = {}
@@ -288,5 +281,5 @@ def _nearest(files: ResultFiles, where: str) -> dict[int, list[tuple[int, float]
 
 def _arrays(files: ResultFiles, query: str) -> dict[str, np.ndarray]:
     with readable(files.folder):
-        found: dict[str, np.ndarray] = _query(files.folder, EXAMPLES, query).fetchnumpy()
+        found: dict[str, np.ndarray] = query_of(files.folder, EXAMPLES, query).fetchnumpy()
     return found

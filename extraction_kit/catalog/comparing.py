@@ -5,14 +5,11 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from extraction_kit.catalog.reading import _memory, in_memory, readable
+from extraction_kit.catalog.asking import in_memory, memory, readable
+from extraction_kit.catalog.macros import compared
 from extraction_kit.catalog.relations import scan
+from extraction_kit.catalog.soundness import require_sound
 from extraction_kit.catalog.tables import FEATURES
-
-COMPARED = (
-    "density", "context_density", "n_active", "max_act", "mean_act", "q50", "dead",
-)  # fmt: skip
-"""Columns that are shown of both."""
 
 
 def side_by_side(a: Path, b: Path, pairs: pa.Table | None) -> duckdb.DuckDBPyRelation:
@@ -36,26 +33,25 @@ def side_by_side(a: Path, b: Path, pairs: pa.Table | None) -> duckdb.DuckDBPyRel
     Raises
     ------
     ResultsDamaged
-        A file is missing or cannot be read.
+        A file is missing, cannot be read, or is not the one that was published.
     """
-    columns = ", ".join(f"a.{each} AS {each}_a, b.{each} AS {each}_b" for each in COMPARED)
-    ratio = (
-        "log2(nullif(b.density, 0) / nullif(a.density, 0)) AS log2_ratio"  # NULL stays NULL
-    )
+    for folder in (a, b):
+        require_sound(folder / FEATURES.file)
     first, second = (scan([folder / FEATURES.file]) for folder in (a, b))
-    cursor = _memory().cursor()
+    shown = compared("a", "b")
+    cursor = memory().cursor()
     with readable(a):
         if pairs is None:
             return in_memory(
                 cursor.sql(
-                    f"SELECT feature, {columns}, {ratio} FROM {first} AS a "  # noqa: S608 - our names
+                    f"SELECT feature, {shown} FROM {first} AS a "  # noqa: S608 - our names
                     f"JOIN {second} AS b USING (feature) ORDER BY feature"
                 )
             )
         cursor.register("pairs", pairs)
         return in_memory(
             cursor.sql(
-                f"SELECT pairs.*, {columns}, {ratio} FROM pairs "  # noqa: S608 - our names
+                f"SELECT pairs.*, {shown} FROM pairs "  # noqa: S608 - our names
                 f"JOIN {first} AS a ON a.feature = feature_a "
                 f"JOIN {second} AS b ON b.feature = feature_b ORDER BY feature_a"
             )

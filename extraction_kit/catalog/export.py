@@ -1,12 +1,11 @@
 """One file that holds chosen runs with all that belongs to them, for any machine."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
 
-from extraction_kit.atomic import fsync_file, fsync_folder, temporary_beside, unusable
+from extraction_kit.atomic import write_new_file
 from extraction_kit.catalog.memory import CONFIG
 from extraction_kit.catalog.relations import CatalogRows, literal, make_macros, populate
 from extraction_kit.catalog.snapshot import STORAGE_VERSION
@@ -57,41 +56,19 @@ def export_runs(path: Path, rows: CatalogRows, *, run_ids: Sequence[str]) -> Non
     WorkspaceUnusable
         The disk is full or the folder not writable; nothing is left behind.
     """
-    if os.path.lexists(path):
-        raise _is_there(path)
-    temporary = temporary_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _build(temporary, rows, run_ids)
-        fsync_file(temporary)
-        _put(temporary, path)
-        fsync_folder(path.parent)
+        done = write_new_file(path, lambda temporary: _whole(temporary, rows, run_ids))
     except (duckdb.IOException, duckdb.TransactionException) as error:
         raise WorkspaceUnusable(f"cannot write {path}: {error}") from error
-    except OSError as error:
-        raise unusable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
+    if not done:
+        raise BadExport.taken(path)
 
 
-def _put(temporary: Path, path: Path) -> None:
-    """Give the file its name, unless something has it by now."""
+def _whole(path: Path, rows: CatalogRows, run_ids: Sequence[str]) -> None:
     try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        raise _is_there(path) from None
-    except OSError:  # a file system without links
-        if os.path.lexists(path):
-            raise _is_there(path) from None
-        temporary.rename(path)
-
-
-def _is_there(path: Path) -> BadExport:
-    return BadExport(
-        f"{path} is there already, and an export replaces nothing: choose another name, or "
-        "remove it first"
-    )
+        _build(path, rows, run_ids)
+    finally:
+        path.with_name(path.name + ".wal").unlink(missing_ok=True)
 
 
 def _build(path: Path, rows: CatalogRows, run_ids: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """Questions that have a name in SQL: ``FROM top_features('<run id>', 50)``.
 
 No parameter is called like a column: inside a macro it would stand for the column too. They
-are the same in the notebook, in the snapshot and in an exported file, and ask the
-views and tables of `tables` only.
+are the same in the notebook, in the snapshot and in an exported file (of one that is
+attached, after ``USE``), and ask the views and tables of `tables` only.
 """
 
 from collections.abc import Sequence
@@ -83,20 +83,35 @@ FROM e LEFT JOIN d ON d."group" = e."group" AND d.rank = e.rank
 ORDER BY list_position([{_ORDER}], e."group"), e.rank
 """,  # noqa: S608 - our own names
 )
+COMPARED = (
+    "density", "context_density", "n_active", "max_act", "mean_act", "q50", "dead",
+)  # fmt: skip
+"""What two runs are compared by."""
+
+
+def compared(a: str, b: str) -> str:
+    """Return what a SELECT shows of two rows of features, named `a` and `b` there.
+
+    The last column is the logarithm of the ratio of their densities, NULL if one is dead.
+    """
+    both = ", ".join(f"{a}.{one} AS {one}_a, {b}.{one} AS {one}_b" for one in COMPARED)
+    ratio = f"log2(nullif({b}.density, 0) / nullif({a}.density, 0)) AS log2_ratio"
+    return f"{both}, {ratio}"
+
+
 COMPARE = Macro(
     "compare",
     (("a", "a run id"), ("b", "the run id of a run of the same SAE")),
-    "Two runs side by side, the features whose density changed most first",
-    """
-SELECT fa.feature, fa.density AS density_a, fb.density AS density_b,
-  CASE WHEN fa.density > 0 AND fb.density > 0 THEN log2(fb.density / fa.density) END
-    AS log2_density_ratio,
-  fa.mean_act AS mean_act_a, fb.mean_act AS mean_act_b,
-  fa.max_act AS max_act_a, fb.max_act AS max_act_b, fa.dead AS dead_a, fb.dead AS dead_b
+    "Two runs side by side, the features whose density changed most first; no rows if they "
+    "are of different SAEs: ws.compare pairs those",
+    f"""
+SELECT fa.feature, {compared("fa", "fb")}
 FROM features AS fa JOIN features AS fb ON fa.feature = fb.feature
-WHERE fa.run_id = a AND fb.run_id = b
-ORDER BY fa.dead = fb.dead, abs(log2_density_ratio) DESC NULLS LAST, fa.feature
-""",
+WHERE fa.run_id = a AND fb.run_id = b AND 1 = (
+  SELECT count(DISTINCT coalesce(r.sae_digest, '')) FROM runs AS r
+  WHERE r.run_id = a OR r.run_id = b)
+ORDER BY fa.dead = fb.dead, abs(log2_ratio) DESC NULLS LAST, fa.feature
+""",  # noqa: S608 - our own names
 )
 SIMILAR = Macro(
     "similar_to",  # SIMILAR alone is a keyword of SQL

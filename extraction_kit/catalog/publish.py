@@ -166,9 +166,7 @@ def _whole(manifest: object) -> bool:
     if not isinstance(manifest, dict):
         return False
     files, made_as = manifest.get("files"), manifest.get("format")
-    if not isinstance(made_as, int):
-        made_as = STATISTICS_FORMAT
-    if not isinstance(files, dict) or not files:
+    if not isinstance(made_as, int) or not isinstance(files, dict) or not files:
         return False
     ours = (table.file for table in RESULT_TABLES if table.since <= made_as)
     names = files if made_as > STATISTICS_FORMAT else {*files, *ours}

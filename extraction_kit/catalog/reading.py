@@ -2,21 +2,24 @@
 
 import functools
 import operator
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extraction_kit.catalog.memory import FAILURES, Memory
-from extraction_kit.catalog.publish import read_manifest
+from extraction_kit.catalog.asking import (
+    ask,
+    d_sae_of,
+    fetched,
+    manifest_of,
+    query_of,
+    readable,
+    rows_of,
+)
 from extraction_kit.catalog.relations import literal, scan
-from extraction_kit.catalog.soundness import require_sound
 from extraction_kit.catalog.tables import (
     EXAMPLES,
     FEATURES,
@@ -27,8 +30,8 @@ from extraction_kit.catalog.tables import (
     VOCAB,
     Table,
 )
-from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
-from extraction_kit.results import GROUPS, KINDS, SIGNS
+from extraction_kit.errors import BadQuery, ResultsDamaged
+from extraction_kit.results import GROUPS, KINDS, SIGNS, feature_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ def features(folder: Path) -> duckdb.DuckDBPyRelation:
     ResultsDamaged
         The file is missing or cannot be read.
     """
-    return _query(
+    return query_of(
         folder, FEATURES, f"FROM {scan([folder / FEATURES.file])} ORDER BY feature"
     )
 
@@ -93,7 +96,7 @@ def examples(
     ResultsDamaged
         The file is missing or cannot be read.
     """
-    return _query(folder, EXAMPLES, _examples_sql(folder, feature, k=k, group=group))
+    return query_of(folder, EXAMPLES, _examples_sql(folder, feature, k=k, group=group))
 
 
 def _examples_sql(
@@ -103,11 +106,6 @@ def _examples_sql(
     wanted = [f"\"group\" = '{group}'", *_wanted(folder, feature, k=k)]
     source = scan([folder / EXAMPLES.file])
     return f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank"
-
-
-def in_memory(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
-    """Return the rows of a relation as one that needs their files no more."""
-    return _memory().cursor().from_arrow(relation.to_arrow_table())
 
 
 def logits(
@@ -152,7 +150,7 @@ def logits(
         _check_choice("sign", sign, SIGNS)
         wanted.append(f"sign = {literal(sign)}")
     _refuse_absent(folder, LOGITS, ())
-    return _query(
+    return query_of(
         folder,
         LOGITS,
         "SELECT feature, sign, rank, token, text, value "  # noqa: S608 - checked values
@@ -194,7 +192,7 @@ def similar(
     wanted = [*_wanted(folder, feature, k=k), f"kind = {literal(kind)}"]
     _refuse_absent(folder, NEIGHBOURS, (kind,))
     source = scan([folder / NEIGHBOURS.file])
-    return _query(
+    return query_of(
         folder,
         NEIGHBOURS,
         f"FROM {source} WHERE {' AND '.join(wanted)} ORDER BY feature, rank",
@@ -202,7 +200,7 @@ def similar(
 
 
 def _wanted(folder: Path, feature: SupportsIndex | None, *, k: int | None) -> list[str]:
-    number = None if feature is None else _check_feature(folder, feature)
+    number = None if feature is None else feature_number(feature, d_sae_of(folder))
     return [
         "true" if number is None else f"feature = {number}",
         "true" if k is None else f"rank < {operator.index(k)}",
@@ -223,7 +221,7 @@ def _refuse_absent(folder: Path, table: Table, kind: tuple[str, ...]) -> None:
 
 def why_absent(folder: Path, table: Table, *kind: str) -> str | None:
     """Return why a run has no rows of a table, if it says so itself."""
-    manifest = _manifest(folder)
+    manifest = manifest_of(folder)
     if manifest["format"] < table.since:
         return (
             f"the run in {folder} was measured by a release that knew no {table.name}: "
@@ -248,9 +246,9 @@ def histogram(folder: Path, feature: SupportsIndex) -> np.ndarray:
     ResultsDamaged
         The file is missing or cannot be read.
     """
-    number = _check_feature(folder, feature)
+    number = feature_number(feature, d_sae_of(folder))
     source = scan([folder / HISTOGRAMS.file])
-    found = _query(
+    found = query_of(
         folder,
         HISTOGRAMS,
         f"SELECT hist FROM {source} WHERE feature = {number}",  # noqa: S608 - an integer
@@ -286,7 +284,7 @@ def top_tokens(
     """
     wanted = _wanted(folder, feature, k=k)
     _refuse_absent(folder, TOKENS, ())
-    return _query(
+    return query_of(
         folder,
         TOKENS,
         "SELECT feature, rank, token, text, n_active, sum_act, mean_act, max_act "  # noqa: S608 - checked values
@@ -331,29 +329,30 @@ def example_windows(
     ResultsDamaged
         A file of the run, or the context of an example, is missing or cannot be read.
     """
-    rows = _rows(folder, EXAMPLES, _examples_sql(folder, feature, k=k, group=group))
+    rows = rows_of(folder, EXAMPLES, _examples_sql(folder, feature, k=k, group=group))
     if not rows:
         return []
     numbers = ", ".join(str(row["context"]) for row in rows)
-    found = _fetched(
+    found = fetched(
         contexts,
         ask(contexts, f"FROM {scan([contexts])} WHERE context IN ({numbers})"),
     )
-    tokens_of = {row["context"]: _token_ids(row["tokens"], row["n_tok"]) for row in found}
+    tokens_of = {row["context"]: token_ids_of(row["tokens"], row["n_tok"]) for row in found}
     missing = [row["context"] for row in rows if row["context"] not in tokens_of]
     if missing:
         msg = f"{contexts} lacks context {missing[0]}: it is not the corpus of {folder}"
         raise ResultsDamaged(msg)
-    texts, after = texts_of(vocab), _tokens_after(folder)
+    texts, after = texts_of(vocab), tokens_after(folder)
     windows = [
         tokens_of[row["context"]][row["start"] : row["pos"] + after + 1] for row in rows
     ]
     return [
-        _window(row, ids.tolist(), texts) for row, ids in zip(rows, windows, strict=True)
+        window_of(row, ids.tolist(), texts) for row, ids in zip(rows, windows, strict=True)
     ]
 
 
-def _window(row: dict[str, Any], token_ids: list[int], texts: list[str]) -> ExampleWindow:
+def window_of(row: dict[str, Any], token_ids: list[int], texts: list[str]) -> ExampleWindow:
+    """Return a row of the examples with the tokens around its peak."""
     acts = [0.0] * len(token_ids)
     for offset, value in zip(row["act_off"], row["act_val"], strict=True):
         acts[offset] = value
@@ -370,20 +369,14 @@ def _window(row: dict[str, Any], token_ids: list[int], texts: list[str]) -> Exam
     )
 
 
-def _token_ids(blob: bytes, n_tok: int) -> np.ndarray:
+def token_ids_of(blob: bytes, n_tok: int) -> np.ndarray:
+    """Return the token ids of a context as it is stored: two or four bytes each."""
     return np.frombuffer(blob, dtype="<u2" if len(blob) == 2 * n_tok else "<u4")
 
 
-def _tokens_after(folder: Path) -> int:
-    return int(_manifest(folder)["config"]["window"][1])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    manifest = read_manifest(folder)
-    if manifest is None:
-        msg = f"the manifest in {folder} is missing or torn"
-        raise ResultsDamaged(msg)
-    return manifest
+def tokens_after(folder: Path) -> int:
+    """Return how many tokens after its peak a window has at most."""
+    return int(manifest_of(folder)["config"]["window"][1])
 
 
 @functools.lru_cache(maxsize=4)
@@ -396,54 +389,3 @@ def texts_of(vocab: Path) -> list[str]:
     for token, text in zip(ids, table["text"].to_pylist(), strict=True):
         texts[token] = text
     return texts
-
-
-def _check_feature(folder: Path, feature: SupportsIndex) -> int:
-    with readable(folder):
-        d_sae = pq.read_metadata(folder / FEATURES.file).num_rows
-    try:
-        number = operator.index(feature)
-    except TypeError:
-        raise UnknownFeature(feature=feature, d_sae=d_sae) from None
-    if isinstance(feature, bool) or not 0 <= number < d_sae:
-        raise UnknownFeature(feature=feature, d_sae=d_sae)
-    return number
-
-
-@functools.cache
-def _memory() -> Memory:
-    return Memory()
-
-
-def _query(folder: Path, table: Table, query: str) -> duckdb.DuckDBPyRelation:
-    """Ask one table of a run, once it is known that its file is the published one."""
-    require_sound(folder / table.file)
-    return ask(folder, query)
-
-
-def _rows(folder: Path, table: Table, query: str) -> list[dict[str, Any]]:
-    return _fetched(folder, _query(folder, table, query))
-
-
-def ask(path: Path, query: str) -> duckdb.DuckDBPyRelation:
-    """Return the answer to one of our own SELECTs; what cannot be read is named by `path`."""
-    with readable(path):
-        return _memory().cursor().sql(query)
-
-
-def _fetched(path: Path, found: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
-    with readable(path):
-        return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Raise `ResultsDamaged`, which names `path`, for whatever cannot be read in here."""
-    try:
-        yield
-    except (*FAILURES, pa.ArrowException, OSError, ValueError) as error:
-        msg = (
-            f"{path} cannot be read: {error}. Type ws.verify() (or `extraction-kit verify`) "
-            "to see which files are damaged"
-        )
-        raise ResultsDamaged(msg) from error

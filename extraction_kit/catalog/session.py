@@ -51,13 +51,15 @@ class Session:
         self._memory = Memory()
         self._seen = 0
         self._folders: Mapping[str, Path] = {}
+        self._absent: Sequence[Path] = ()
 
     def sql(
         self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
     ) -> duckdb.DuckDBPyRelation:
         """Return the answer to one SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN).
 
-        Views: ``runs``, ``trainings``, ``events``, ``features``, ``histograms``,
+        Tables: ``runs``, ``trainings``, ``events``, ``labels``, ``label_history``,
+        ``features``, ``histograms``,
         ``examples``, ``logits``, ``neighbours``, ``tokens``, ``contexts``, ``vocab``;
         ``DESCRIBE features`` lists columns. Questions with a name:
         ``FROM top_features('<run id>', 50)`` and those of
@@ -101,7 +103,8 @@ class Session:
         memory = self._memory
         with memory.lock:
             now = self._cursor()  # before the rows: what comes between is seen next time
-            if not memory.opened or now != self._seen:
+            back = any(folder.is_dir() for folder in self._absent)
+            if not memory.opened or now != self._seen or back:
                 rows = self._rows()
                 try:
                     populate(memory.cursor(), rows)
@@ -109,6 +112,7 @@ class Session:
                     memory.close()
                     populate(memory.cursor(), rows, careful=True)
                 self._folders = rows.folders
+                self._absent = [one for one in rows.folders.values() if not one.is_dir()]
                 self._seen = now
             return memory.cursor()
 

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extraction_kit.catalog.reading import readable
+from extraction_kit.catalog.asking import readable
+from extraction_kit.catalog.soundness import require_sound
 
 KEPT_GROUPS = 3
 """Decoded row groups that are kept: the next feature of a list is often in one of them."""
@@ -29,13 +30,14 @@ class SortedFile:
     Raises
     ------
     ResultsDamaged
-        The file is missing or cannot be read.
+        The file is missing, cannot be read, or is not the one that was published.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        require_sound(path)
         with readable(path):
             self._footer = pq.read_metadata(path)
         self.n_rows = self._footer.num_rows

@@ -1,4 +1,4 @@
-"""No number is read from a damaged file: DuckDB alone would show altered ones as good.
+"""No number of one run is read from a damaged file: DuckDB alone would show altered ones as good.
 
 Parquet as it is written carries no checksum that a reader looks at: of the flipped bits
 that were tried, a quarter to a half came back as other numbers without an error.
@@ -33,19 +33,17 @@ def require_sound(path: Path) -> None:
     """
     try:
         status = path.stat()
-        identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    except FileNotFoundError:
-        raise ResultsDamaged(f"{path} is missing. {ADVICE}") from None
-    problem = _problem(path, identity)
-    if problem:
-        raise ResultsDamaged(f"{problem}. {ADVICE}")
+    except OSError as error:
+        raise ResultsDamaged(f"{path} cannot be read: {error}. {ADVICE}") from None
+    _check(path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 @functools.lru_cache(maxsize=4096)
-def _problem(path: Path, _identity: tuple[int, ...]) -> str:
+def _check(path: Path, _identity: tuple[int, ...]) -> None:
+    """Raise what `require_sound` says; only that a file is sound is remembered."""
     manifest = read_manifest(path.parent)
     if manifest is None:
-        return f"{path.parent / MANIFEST} is missing or torn"
+        raise ResultsDamaged(f"{path.parent / MANIFEST} is missing or torn. {ADVICE}")
     if manifest["format"] > STATISTICS_FORMAT:
         raise BadQuery(
             f"{path.parent} was written by extraction_kit "
@@ -54,7 +52,9 @@ def _problem(path: Path, _identity: tuple[int, ...]) -> str:
             "pip install --upgrade extraction_kit"
         )
     expected = manifest["files"].get(path.name)
-    return problem_of(path, expected) if expected is not None else ""
+    problem = "" if expected is None else problem_of(path, expected)
+    if problem:
+        raise ResultsDamaged(f"{problem}. {ADVICE}")
 
 
 def find_damage(

@@ -11,15 +11,14 @@ import pyarrow.parquet as pq
 
 from extraction_kit.corpora.corpus import (
     CONTEXTS,
-    CORPUS_FORMAT,
     SPEC,
-    VOCAB_SHA256,
+    VOCAB_DIGEST,
     Corpus,
+    corpus_digest,
     token_dtype,
 )
-from extraction_kit.digests import file_digest
+from extraction_kit.corpora.vocabulary import vocabulary_digest
 from extraction_kit.errors import BadCorpus
-from extraction_kit.lifecycle import digest_of
 from extraction_kit.trainings.files import read_json
 
 
@@ -43,22 +42,21 @@ def problems_of(folder: Path, on_bytes: Callable[[int], None]) -> Iterator[str]:
     on_bytes((folder / CONTEXTS).stat().st_size)
     if found != folder.name:
         yield f"{folder / CONTEXTS} holds other tokens than those that were prepared"
-    yield from _of_vocabulary(corpus.vocab, spec.get(VOCAB_SHA256))
+    yield from _of_vocabulary(corpus.vocab, spec.get(VOCAB_DIGEST))
     if corpus.vocab.exists():
         on_bytes(corpus.vocab.stat().st_size)
 
 
 def _of_vocabulary(vocab: Path, recorded: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
     try:
-        found = file_digest(vocab)
-        pq.read_table(vocab)  # all that can be done where no digest was recorded
+        found = vocabulary_digest(vocab)
     except FileNotFoundError:
         yield f"{vocab} is missing"
     except (pa.ArrowException, OSError, ValueError) as error:
         yield f"{vocab} cannot be read: {error}"
     else:
         if recorded is not None and found != recorded:
-            yield f"{vocab} has sha256 {found}, the corpus says {recorded}"
+            yield f"{vocab} holds other texts than those that were prepared"
 
 
 def _digest(corpus: Corpus) -> str:
@@ -70,12 +68,9 @@ def _digest(corpus: Corpus) -> str:
             ids = np.frombuffer(b"".join(batch["tokens"].to_pylist()), dtype=dtype)
             tokens.update(ids.astype("<i4").tobytes())
             lengths.update(batch["n_tok"].to_numpy().astype("<i4").tobytes())
-    return digest_of(
-        {
-            "format": CORPUS_FORMAT,
-            "tokens": [tokens.hexdigest(), lengths.hexdigest()],
-            "context_size": corpus.context_size,
-            "tokenizer_digest": corpus.tokenizer_digest,
-            "masks": dict(corpus.masks),
-        }
+    return corpus_digest(
+        [tokens.hexdigest(), lengths.hexdigest()],
+        context_size=corpus.context_size,
+        tokenizer_digest=corpus.tokenizer_digest,
+        masks=corpus.masks,
     )

@@ -1,6 +1,6 @@
 """A prepared corpus: how it lies on disk and how it is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int32, Int64
 
 from extraction_kit import atomic
-from extraction_kit.digests import file_digest
+from extraction_kit.corpora.vocabulary import vocabulary_digest
 from extraction_kit.errors import BadCorpus
+from extraction_kit.lifecycle import digest_of
 from extraction_kit.trainings.files import read_json
 
 CORPUS_FORMAT = 1
@@ -21,7 +22,7 @@ KEPT_TOKENS = 2**22
 """Tokens of read row groups that are kept, at least two groups: 24 MiB."""
 CONTEXTS = "contexts.parquet"
 SPEC = "corpus.json"
-VOCAB_SHA256 = "vocab_sha256"
+VOCAB_DIGEST = "vocab_digest"
 SCHEMA = pa.schema(
     [
         pa.field("context", pa.int64(), nullable=False),
@@ -30,6 +31,33 @@ SCHEMA = pa.schema(
         pa.field("tokens", pa.binary(), nullable=False),
     ]
 )
+
+
+def corpus_digest(
+    tokens: Sequence[str],
+    *,
+    context_size: int,
+    tokenizer_digest: str,
+    masks: Mapping[str, Any],
+) -> str:
+    """Return what names a corpus: a digest of its contexts and of how they are to be read.
+
+    Parameters
+    ----------
+    tokens : sequence of str
+        Digests of all token ids and of the contexts' lengths.
+    context_size, tokenizer_digest, masks
+        As in `Corpus`.
+    """
+    return digest_of(
+        {
+            "format": CORPUS_FORMAT,
+            "tokens": list(tokens),
+            "context_size": context_size,
+            "tokenizer_digest": tokenizer_digest,
+            "masks": dict(masks),
+        }
+    )
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -129,7 +157,7 @@ class Corpus:
         folder = Path(folder).absolute()
         advice = "delete the folder, then prepare the corpus again"
         values = read_json(folder / SPEC, BadCorpus, advice)
-        values.pop(VOCAB_SHA256, None)  # see `extraction_kit.corpora.checking`
+        values.pop(VOCAB_DIGEST, None)  # see `extraction_kit.corpora.checking`
         if values.pop("format", None) != CORPUS_FORMAT:
             raise BadCorpus(
                 f"{folder} has another format than {CORPUS_FORMAT}, the one this version "
@@ -155,7 +183,7 @@ class Corpus:
             # below the shared part of the workspace, so that it can be moved as a whole
             "vocab": f"{self.vocab.parent.name}/{self.vocab.name}",
             "masks": dict(self.masks),
-            VOCAB_SHA256: file_digest(self.vocab),
+            VOCAB_DIGEST: vocabulary_digest(self.vocab),
         }
         for name in (
             "digest", "n_contexts", "n_tokens", "n_tokens_total", "context_size", "source",

@@ -13,7 +13,13 @@ from extraction_kit import atomic
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.corpora.accounting import Tally
 from extraction_kit.corpora.chat import ChatTemplate
-from extraction_kit.corpora.corpus import CORPUS_FORMAT, Corpus, Masks, token_dtype
+from extraction_kit.corpora.corpus import (
+    CORPUS_FORMAT,
+    Corpus,
+    Masks,
+    corpus_digest,
+    token_dtype,
+)
 from extraction_kit.corpora.documents import Documents, open_documents
 from extraction_kit.corpora.packing import Block, Packer, cut_to
 from extraction_kit.corpora.tokenising import TokenisedBatch, Tokenising
@@ -289,7 +295,7 @@ class _Preparation:
             "tokenizer_digest": self.spec.digest,
             "masks": self.masks,
         }
-        digest = digest_of({"format": CORPUS_FORMAT, "tokens": writer.digest()} | facts)
+        digest = corpus_digest(writer.digest(), **facts)
         corpus = Corpus(
             digest=digest,
             path=self.paths.corpora / digest,

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from extraction_kit import atomic
+from extraction_kit.lifecycle import digest_of
 
 SCHEMA = pa.schema(
     [
@@ -39,6 +40,19 @@ def write_vocabulary(path: Path, tokenizer: Tokenizer) -> None:
     atomic.write_file(
         path, lambda target: pq.write_table(table, target, compression="zstd")
     )
+
+
+def vocabulary_digest(path: Path) -> str:
+    """Return a sha256 over what the table says, whichever pyarrow wrote it.
+
+    Raises
+    ------
+    OSError, pa.ArrowException
+        It is missing, or cannot be read.
+    """
+    table = pq.read_table(path, schema=SCHEMA)
+    ids, texts, exact = (column.to_pylist() for column in table.columns)
+    return digest_of([ids, texts, [each.hex() for each in exact]])
 
 
 def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from extraction_kit.catalog.bulk import FeatureRecord, ResultFiles, chosen, has, records
+from extraction_kit.catalog.tables import LOGITS, NEIGHBOURS
 from extraction_kit.errors import BadExport
 from extraction_kit.interchange.histograms import band, equal_bins, middles
 from extraction_kit.interchange.writing import new_folder, short
@@ -78,7 +79,7 @@ def write(
         for name, row in _about(files.manifest, source).items():
             (folder / f"{name}.jsonl").write_text(_line(row), encoding="utf-8")
         key = str(files.manifest["result_digest"])
-        with_logits, with_near = has(files, "logits"), has(files, "neighbours", "decoder")
+        with_logits, with_near = has(files, LOGITS), has(files, NEIGHBOURS, "decoder")
         for number, batch in enumerate(records(files, wanted, groups=GROUPS)):
             name = f"batch-{number}.jsonl.gz"
             rows = [_feature(record, source) for record in batch]

@@ -15,7 +15,7 @@ from extraction_kit.catalog.bulk import FeatureRecord, ResultFiles, chosen, reco
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.errors import BadExport
 from extraction_kit.interchange.writing import new_file
-from extraction_kit.results import BINS_PER_OCTAVE, LOG2_LOW
+from extraction_kit.results import bin_edges
 from extraction_kit.widgets import static, words
 
 _MOST = 2000  # features; a browser opens that many
@@ -110,7 +110,7 @@ def _feature(record: FeatureRecord, k: int) -> Iterator[str]:
             f"{words.number(row['max_act'])} · mean {words.number(row['mean_act'])} · median "
             f"{words.number(row['q50'])}</p>\n"
         )
-        yield _histogram(record.hist)
+        yield _histogram(record.hist, float(row["max_act"]))
     yield _weights(record)
     peak = max(float(row["max_act"]), 0.0) or None
     for group, windows in record.windows.items():
@@ -119,7 +119,7 @@ def _feature(record: FeatureRecord, k: int) -> Iterator[str]:
     yield "</section>\n"
 
 
-def _histogram(hist: np.ndarray) -> str:
+def _histogram(hist: np.ndarray, max_act: float) -> str:
     """Return the histogram on its own logarithmic scale, from the first bin to the last."""
     used = np.flatnonzero(hist)
     first, last = int(used[0]), int(used[-1])
@@ -132,18 +132,13 @@ def _histogram(hist: np.ndarray) -> str:
         if (tall := height * count / int(counts.max()))
     )
     size = max(width * len(counts), 160)
-    low, high = _edge(first), _edge(last + 1)
+    edges = bin_edges()
+    low, high = words.number(edges[first]), words.number(min(edges[last + 1], max_act))
     return (
         f'<svg role="img" aria-label="histogram of activations" width="{size}" '
         f'height="{height + 14}" viewBox="0 0 {size} {height + 14}">{bars}'
         f'<text x="0" y="{height + 12}">{low} to {high}, logarithmic</text></svg>\n'
     )
-
-
-def _edge(number: int) -> str:
-    if number == 0:
-        return "0"
-    return words.number(float(2.0 ** (LOG2_LOW + (number - 1) / BINS_PER_OCTAVE)))
 
 
 def _weights(record: FeatureRecord) -> str:

@@ -46,10 +46,10 @@ def write(
 ) -> Path:
     """Write the folder; return where it is. See `Exports.parquet` and `Exports.csv`."""
     wanted = chosen(files, features)
-    tables = [FEATURES, *(each for each in (LOGITS, NEIGHBOURS) if has(files, each.name))]
+    tables = [FEATURES, *(each for each in (LOGITS, NEIGHBOURS) if has(files, each))]
     with new_folder(path) as (final, staged):
         for table in tables:
-            rows = selected(files, table, wanted).to_arrow_table()
+            rows = selected(files, table, wanted)
             _write(staged / table.name, rows.schema, iter([rows]), as_csv=as_csv)
         examples = (_examples(batch, as_csv=as_csv) for batch in records(files, wanted))
         schema = _flat(_EXAMPLES) if as_csv else _EXAMPLES

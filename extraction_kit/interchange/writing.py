@@ -14,7 +14,7 @@ from extraction_kit.atomic import (
     remove_folder,
     temporary_beside,
     unusable,
-    write_file,
+    write_new_file,
 )
 from extraction_kit.errors import BadExport
 
@@ -37,7 +37,7 @@ def new_folder(path: Path | str) -> Iterator[tuple[Path, Path]]:
         yield final, staged
         _flush(staged)
         if not move_folder(staged, final):
-            raise BadExport(_there(final))
+            raise BadExport.taken(final)
     except OSError as error:
         raise unusable(final, error) from error
     finally:
@@ -50,22 +50,16 @@ def new_file(path: Path | str, write: Callable[[Path], None]) -> Path:
     Raises as `new_folder`.
     """
     final = _free(path)
-    write_file(final, write)
+    if not write_new_file(final, write):
+        raise BadExport.taken(final)
     return final
 
 
 def _free(path: Path | str) -> Path:
     final = Path(path).expanduser().absolute()
     if os.path.lexists(final):
-        raise BadExport(_there(final))
+        raise BadExport.taken(final)
     return final
-
-
-def _there(path: Path) -> str:
-    return (
-        f"{path} is there already, and an export replaces nothing: choose another name, or "
-        "remove it first"
-    )
 
 
 def _flush(folder: Path) -> None:

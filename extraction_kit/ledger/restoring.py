@@ -273,6 +273,7 @@ def _insert(connection: Connection, published: PublishedRun, seen: Seen) -> None
         "attempt": _number(published, seen),
         "job_id": _job_id(published, seen),
         "cancel_requested": False,
+        "results_bytes": published.defaults["results_bytes"],
     }
     connection.execute(insert(runs).values(run_id=published.run_id, **values))
 
@@ -305,6 +306,7 @@ def _completion(published: PublishedRun) -> Row:
         "error": None,
         "error_traceback": None,
         "cancel_requested": False,
+        "results_bytes": published.defaults["results_bytes"],
     }
 
 

@@ -12,10 +12,9 @@ from extraction_kit.atomic import move_folder, remove_folder, write_file
 from extraction_kit.catalog.publish import publish, stage
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.corpora import Corpus
-from extraction_kit.corpora.corpus import CORPUS_FORMAT, token_dtype
+from extraction_kit.corpora.corpus import corpus_digest, token_dtype
 from extraction_kit.corpora.packing import Block
 from extraction_kit.corpora.writer import ContextWriter
-from extraction_kit.lifecycle import digest_of
 from tests.unit.lab import Lab, training_named
 from tests.unit.synthetic import CONTEXT_SIZE, N_VOCAB, WINDOW, synthetic
 
@@ -106,7 +105,7 @@ def write_corpus(paths, vocab, tokens, *, vocab_size, **facts):
             has_bos=False,
         )
         writer.add(block, n * length)
-    digest = digest_of({"format": CORPUS_FORMAT, "tokens": writer.digest()} | facts)
+    digest = corpus_digest(writer.digest(), **facts)
     corpus = Corpus(
         digest=digest,
         path=paths.corpora / digest,

@@ -509,7 +509,7 @@ def test_a_launch_warns_before_the_disk_is_full(tmp_path, monkeypatch, caplog):
     assert "150.0 MiB free" in caplog.text
     assert "extraction-kit purge" in caplog.text
     assert launched.answer is Answer.NEW_RUN
-    assert "nearly full" in str(lab.ws.run(launched.run_id).view.findings)
+    assert "free. What runs" in str(lab.ws.run(launched.run_id).view.findings)
     caplog.clear()
     service.launch(lab.bench, content)  # attaches: nothing new is to be written
     assert caplog.text == ""
