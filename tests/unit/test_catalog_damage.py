@@ -76,6 +76,36 @@ def test_no_number_is_read_from_a_damaged_file_of_a_run(folders, table):
         assert len(READ[table](folders[TORN])) > 0
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "features.parquet"])
+def test_a_file_that_is_put_back_is_read_at_once(folders, name):
+    path = folders[TORN] / name
+    good, expected = path.read_bytes(), reading.features(folders[OTHER]).fetchall()
+    path.unlink()
+    with pytest.raises(ResultsDamaged, match=name):
+        reading.features(folders[TORN])
+    path.write_bytes(good)
+    assert len(reading.features(folders[TORN]).fetchall()) == len(expected)
+
+
+def test_a_folder_that_is_put_back_is_in_the_next_answer(folders, tmp_path):
+    rows = CatalogRows(runs=[{"run_id": run_id} for run_id in folders], folders=folders)
+    session = Session(lambda: rows, lambda: 1)
+    count = "SELECT count(DISTINCT run_id) FROM features"
+    folders[TORN].rename(tmp_path / "away")
+    assert session.sql(count).fetchall() == [(1,)]
+    (tmp_path / "away").rename(folders[TORN])
+    assert session.sql(count).fetchall() == [(2,)]
+
+
+@pytest.mark.parametrize("made_as", [None, "3"])
+def test_a_manifest_without_the_number_of_its_format_is_damage(folders, made_as):
+    path = folders[TORN] / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"format": made_as}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ResultsDamaged, match="missing or torn"):
+        reading.features(folders[TORN])
+
+
 def failure(session, query):
     """Return what the error of a query says, None if it has an answer."""
     try:

@@ -6,13 +6,20 @@ import subprocess
 import sys
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from extraction_kit import status
 from extraction_kit.catalog import export
 from extraction_kit.catalog.tables import CATALOG, Column
 from extraction_kit.cli import main
-from extraction_kit.errors import BadExport, ResultsDamaged, UnknownRun
+from extraction_kit.errors import (
+    BadExport,
+    BadQuery,
+    ResultsDamaged,
+    RunDeleted,
+    UnknownRun,
+)
 from extraction_kit.monitor import look
 from extraction_kit.verification import verify
 from tests.unit.published import PublishedRuns
@@ -98,6 +105,29 @@ def test_damaged_corpora_and_vocabularies_are_named(runs, two):
     assert str(vocab) in str(runs.ws.verify())
     vocab.unlink()
     assert f"{vocab} is missing" in str(runs.ws.verify())
+
+
+@pytest.mark.usefixtures("two")
+def test_a_vocabulary_that_another_pyarrow_wrote_is_sound(runs):
+    (vocab,) = runs.bench.paths.vocab.iterdir()
+    before = vocab.read_bytes()
+    pq.write_table(pq.read_table(vocab), vocab, compression="gzip")
+    assert vocab.read_bytes() != before
+    assert runs.ws.verify().is_sound
+
+
+def test_a_deleted_run_is_not_exported_and_says_why(runs, two, tmp_path):
+    runs.ws.run(two[0]).delete()
+    with pytest.raises(RunDeleted, match="deleted since"):
+        runs.ws.export_catalog(tmp_path / "x.duckdb", runs=[two[0]])
+
+
+@pytest.mark.usefixtures("two")
+def test_the_latest_run_of_a_training_is_none_that_was_deleted(runs):
+    shelf = runs.ws["one"]
+    shelf.latest.delete()
+    with pytest.raises(BadQuery, match="one has no completed run"):
+        shelf.latest  # noqa: B018 - asked for
 
 
 def test_the_command_ends_with_1_when_something_is_damaged(runs, two, capsys):

@@ -167,6 +167,52 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(ws, run, other, tmp_
             ws.compare(run, xk.LocalResult(folder), match="number")
 
 
+def with_training(run, folder, **changes):
+    """Copy a result whose manifest says something else of its training."""
+    shutil.copytree(run.folder, folder)
+    path = folder / "results" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for part, values in changes.items():
+        manifest["training"][part] |= values
+    path.write_text(json.dumps(manifest))
+    return xk.LocalResult(folder)
+
+
+def test_objects_are_taken_for_one_sae_only_if_a_person_says_so(ws, run, other, tmp_path):
+    nameless = {"sae": {"digest": "", "path": "an object"}}
+    one = with_training(run, tmp_path / "one", **nameless)
+    two = with_training(other, tmp_path / "two", **nameless)
+    for match in ("auto", "decoder"):
+        with pytest.raises(BadQuery, match=r"no identity.*type match='number'"):
+            ws.compare(one, two, match=match)
+    assert len(ws.compare(one, two, match="number")) == 48
+    wider = with_training(other, tmp_path / "wider", sae=nameless["sae"] | {"d_sae": 49})
+    with pytest.raises(BadQuery, match="48 features, an object with 49"):
+        ws.compare(one, wider, match="number")
+
+
+def test_of_two_models_that_were_objects_the_shapes_decide(ws, run, other, tmp_path):
+    nameless = with_training(other, tmp_path / "same", model={"digest": ""})
+    assert len(ws.compare(run, nameless)) == 48
+    deeper = with_training(other, tmp_path / "deeper", model={"digest": "", "n_layers": 99})
+    with pytest.raises(BadQuery, match="different models"):
+        ws.compare(run, deeper)
+
+
+def test_no_altered_number_is_compared(ws, run, tmp_path):
+    folder = tmp_path / "flipped"
+    shutil.copytree(run.folder, folder)
+    path = folder / "results" / "features.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    for pair in ((run, xk.LocalResult(folder)), (xk.LocalResult(folder), run)):
+        with pytest.raises(
+            ResultsDamaged, match=r"flipped/results/features\.parquet has sha"
+        ):
+            ws.compare(*pair)
+
+
 def test_unknown_runs_and_damaged_files_are_named(ws, run, tmp_path):
     with pytest.raises(UnknownRun, match="no run 'nope'"):
         ws.compare(run, "nope")
@@ -200,7 +246,7 @@ def test_trainings_are_found_under_their_names(tiny, tmp_path):
     assert "1 runs" in repr(shelf)
     assert repr(launched) in repr(shelf)
     assert ws["a-std"].runs == ()
-    with pytest.raises(UnknownRun, match="completed of b-topk"):
+    with pytest.raises(BadQuery, match="b-topk has no completed run"):
         shelf.latest  # noqa: B018 - asked for
     with pytest.raises(UnknownTraining, match=r"'nope'.*a-std, b-topk"):
         ws["nope"]

@@ -20,7 +20,7 @@ def close():
 def test_the_density_plot_counts_each_living_feature_once(run):
     axes = run.plot_density()
     assert sum(bar.get_height() for bar in axes.patches) == 47
-    assert axes.get_title() == "47 features, 1 dead"
+    assert axes.get_title() == "47 features alive, 1 dead"
     assert axes.get_xscale() == "log"
     axes.figure.canvas.draw()
 
