@@ -118,8 +118,9 @@ class FeatureBrowser:
         }
 
     def first_rows(self, count: int) -> dict[str, Any]:
-        """Return the first rows of the list, see `FeatureList.rows`, and ``n``."""
-        return {**self._list.rows(0, count), "n": len(self._list)}
+        """Return the first rows of the list, see `FeatureList.rows`; ``n``; measured ``by``."""
+        shown = {"n": len(self._list), "by": self._list.listing.measure}
+        return self._list.rows(0, count) | shown
 
     def page(self) -> dict[str, Any]:
         """Return the page of the feature shown, see `FeaturePages.page`."""

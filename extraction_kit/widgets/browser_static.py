@@ -150,7 +150,7 @@ def _list(facts: Values, rows: Values) -> str:
     )
     name = "label" if "label" in rows else "token at the peak"
     head = "".join(
-        f"<th {_CELL}>{each}</th>" for each in ("feature", name, "density", "max_act")
+        f"<th {_CELL}>{each}</th>" for each in ("feature", name, "density", rows["by"])
     )
     return (
         f'<details style="margin-top:6px"><summary>{rows["n"]:,} of {facts["d_sae"]:,} '

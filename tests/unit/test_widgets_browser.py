@@ -317,5 +317,13 @@ def test_a_dead_feature_has_a_static_form_too(result, monkeypatch):
     assert "never active" in "".join(found.words)
 
 
+def test_the_static_list_names_the_measure_that_it_shows(browser, monkeypatch):
+    monkeypatch.setenv("EXTRACTION_KIT_STATIC", "1")
+    content(browser, "list", listing={"measure": "q99"}, rows=5)
+    found = Balance(browser._repr_mimebundle_()["text/html"])
+    assert "q99" in found.words
+    assert "max_act" not in found.words
+
+
 def test_without_a_kernel_only_the_static_form_is_given(result):
     assert set(result.browse()._repr_mimebundle_()) == {"text/plain", "text/html"}
