@@ -113,6 +113,11 @@ class Paths:
         """Catalog snapshot."""
         return self.shared / "catalog.duckdb"
 
+    @property
+    def derived(self) -> Path:
+        """Indexes over many runs; they may be deleted at any time."""
+        return self.shared / "derived"
+
     def checkpoints_of(self, run_id: str, attempt: int | None = None) -> Path:
         """Return the checkpoint folder of a run, or of one attempt at it."""
         folder = self.checkpoints / run_id

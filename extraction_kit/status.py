@@ -4,7 +4,6 @@ Nothing here changes anything. Wall-clock ages are for display; findings that le
 action are made by :mod:`extraction_kit.reconcile`.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.checkpoints import newest_meta
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.jobqueue import Evidence
-from extraction_kit.ledger import events, records
+from extraction_kit.ledger import bulk, events, records
 from extraction_kit.ledger.records import RunRecord, TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat
@@ -259,56 +258,75 @@ def cursor(bench: Workbench) -> int:
 # --- for the catalog --------------------------------------------------------------------------
 
 
-def catalog_rows(bench: Workbench) -> CatalogRows:
-    """Hand the ledger to the catalog: its rows, and the folders of completed runs."""
+def catalog_rows(bench: Workbench, since: int | None = None) -> CatalogRows:
+    """Hand the ledger to the catalog: its rows, and the folders of completed runs.
+
+    With `since`, an earlier `cursor`: only runs that changed after it, and active ones.
+    """
     with bench.store.read() as connection:
         trainings = records.all_trainings(connection)
-        run_records = records.all_runs(connection)
-        happened = records.all_events(connection)
-    done = [run for run in run_records if run.state is RunState.COMPLETED]
-    paths = bench.paths
+        changed = None if since is None else bulk.changed_runs(connection, since)
+        found = bulk.run_rows(connection, changed)
+    done = [run for run in found if run.state == RunState.COMPLETED]
+    paths, results = bench.paths, str(bench.paths.results)
     return CatalogRows(
-        runs=[_run_row(one, run) for one, run in _with_views(bench, run_records)],
+        runs=_run_columns(bench, found, trainings),
+        changed=changed,
         trainings=[_training_row(one) for one in trainings],
-        events=happened,
+        events=lambda: _event_columns(bench),
         folders={
-            run.run_id: paths.results_of(run.run_id)
+            run.run_id: f"{results}/run_id={run.run_id}"
             for run in done
-            if _format(run) == STATISTICS_FORMAT  # of others the columns are not known
+            if run.statistics_format == STATISTICS_FORMAT  # of others columns are unknown
         },
         corpora={
-            run.corpus_digest: paths.corpora / run.corpus_digest / "contexts.parquet"
-            for run in done
+            digest: paths.corpora / digest / "contexts.parquet"
+            for digest in {run.corpus_digest for run in done}
         },
         vocabs={
-            run.corpus["tokenizer_digest"]: paths.vocab / run.corpus["vocab"]
-            for run in done
+            digest: paths.vocab / name
+            for digest, name in {(run.tokenizer_digest, run.vocab) for run in done}
         },
+        derived=paths.derived,
     )
 
 
-def _format(run: RunRecord) -> int | None:
-    return (run.summary or {}).get("statistics_format")
+def _run_columns(
+    bench: Workbench, found: Sequence[Any], trainings: Sequence[TrainingRecord]
+) -> dict[str, list[Any]]:
+    columns = bulk.as_columns(found, [column.name for column in bulk.RUN_COLUMNS])
+    of_training = {one.training_id: _of_training(one) for one in trainings}
+    for name in ("d_sae", "model", "hook_name"):
+        columns[name] = [of_training[one][name] for one in columns["training_id"]]
+    columns["n_tokens_done"] = list(columns["n_tokens"])
+    for number, run in enumerate(found):
+        if run.state != RunState.COMPLETED:
+            for name, value in _unfinished(bench, run).items():
+                columns[name][number] = value
+    return columns
 
 
-def _with_views(
-    bench: Workbench, runs: Sequence[RunRecord]
-) -> Iterator[tuple[RunView, RunRecord]]:
-    return zip(_views(bench, runs), runs, strict=True)
-
-
-_OF_SUMMARY = ("mse", "n_dense", "ce_loss_recovered", "statistics_format")
-
-
-def _run_row(one: RunView, run: RunRecord) -> dict[str, Any]:
-    row = {name: getattr(one, name) for name in RunView.__dataclass_fields__}
-    summary = run.summary or {}
-    return row | {
-        **{name: summary.get(name) for name in _OF_SUMMARY},
-        "content_key": run.content_key,
-        "corpus_digest": run.corpus_digest,
-        "config": json.dumps(dict(run.config), sort_keys=True),
+def _of_training(one: TrainingRecord) -> dict[str, Any]:
+    return {
+        "d_sae": one.spec["sae"]["d_sae"],
+        "model": _short(one.spec["model"]["source"]),
+        "hook_name": one.spec["hookpoint"]["hook_name"],
     }
+
+
+def _unfinished(bench: Workbench, run: Any) -> dict[str, Any]:  # noqa: ANN401 - a row
+    """Return what the ledger does not know of a run that is not completed."""
+    working = bench.beats.read(run.run_id, run.attempt) if run.state in CLAIMED else None
+    done = {"n_tokens_done": _tokens_done(run, working, _checkpoint_tokens(bench, run))}
+    if working is None:
+        return done
+    return done | {name: getattr(working, name) for name in ("l0", "fvu", "n_dead")}
+
+
+def _event_columns(bench: Workbench) -> dict[str, list[Any]]:
+    with bench.store.read() as connection:
+        found = bulk.event_rows(connection)
+    return bulk.as_columns(found, [column.name for column in bulk.EVENT_COLUMNS])
 
 
 def _training_row(one: TrainingRecord) -> dict[str, Any]:

@@ -270,6 +270,18 @@ class Workspace:
         """
         return self._open_session().sql(query, params)
 
+    def search(self, text: str, *, k: int | None = None) -> "duckdb.DuckDBPyRelation":
+        """Return which features fire on a token, in all completed runs: see `Run.search`.
+
+        Columns run_id, training_id, token, text, feature, n_examples, max_act, n_active.
+
+        Raises
+        ------
+        BadQuery
+            No token of these runs has this text.
+        """
+        return self._open_session().search(text, k=k)
+
     def _open_session(self) -> "Session":
         with self._lock:
             if self._session is None:
@@ -277,7 +289,9 @@ class Workspace:
 
                 bench = self._bench
                 self._session = Session(
-                    lambda: status.catalog_rows(bench), lambda: status.cursor(bench)
+                    lambda: status.catalog_rows(bench),
+                    lambda: status.cursor(bench),
+                    lambda since: status.catalog_rows(bench, since),
                 )
             return self._session
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extraction_kit.catalog.memory import Memory
+from extraction_kit.catalog.peaks import limited, peaks_of
+from extraction_kit.catalog.peaks import search as tokens_search
 from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.relations import literal, scan
 from extraction_kit.catalog.tables import (
@@ -277,6 +279,48 @@ def top_tokens(
         f"LEFT JOIN {scan([vocab])} AS {VOCAB.name} ON token = token_id "
         f"WHERE {' AND '.join(wanted)} ORDER BY feature, rank",
     )
+
+
+def search(
+    folder: Path, text: str, *, vocab: Path, k: int | None = None
+) -> duckdb.DuckDBPyRelation:
+    """Return the features that fire on a token, those that it marks most surely first.
+
+    Parameters
+    ----------
+    folder : Path
+        ``Paths.results_of(run_id)``.
+    text : str
+        Text of a token; see `peaks.forms_of`.
+    vocab : Path
+        Token texts of the run's tokenizer.
+    k : int, optional
+        At most so many rows.
+
+    Returns
+    -------
+    DuckDBPyRelation
+        One row per feature and token: token, text, feature, n_examples, max_act, n_active.
+
+    Raises
+    ------
+    BadQuery
+        No token has this text.
+    ResultsDamaged
+        A file is missing or cannot be read.
+    """
+    counted = folder / TOKENS.file  # results of an older format have none
+    found = peaks_of(
+        scan([folder / EXAMPLES.file]), scan([counted]) if counted.exists() else None
+    )
+    query = tokens_search(
+        lambda sql: _query(folder, sql),
+        text,
+        vocab=scan([vocab]),
+        peaks=f"({found})",
+        runs=None,
+    )
+    return _query(folder, limited(query, k))
 
 
 def example_windows(

@@ -5,8 +5,10 @@ from typing import Any
 
 import duckdb
 
+from extraction_kit.catalog.known import Known
 from extraction_kit.catalog.memory import Memory
-from extraction_kit.catalog.relations import CatalogRows, names_of_relations, populate
+from extraction_kit.catalog.peaks import limited, search
+from extraction_kit.catalog.relations import CatalogRows, names_of_relations
 from extraction_kit.errors import BadQuery
 
 __all__ = ["CatalogRows", "Session"]
@@ -27,13 +29,23 @@ class Session:
     cursor : callable
         Returns a number that grows with every change in the ledger; called before each
         query.
+    changes : callable, optional
+        Returns the rows that changed after a cursor (`CatalogRows.changed`); without it all
+        rows are read again.
     """
 
-    def __init__(self, rows: Callable[[], CatalogRows], cursor: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        rows: Callable[[], CatalogRows],
+        cursor: Callable[[], int],
+        changes: Callable[[int], CatalogRows] | None = None,
+    ) -> None:
         self._rows = rows
         self._cursor = cursor
+        self._changes = changes
         self._memory = Memory()
         self._seen = 0
+        self._known = Known(CatalogRows())
 
     def sql(
         self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
@@ -61,7 +73,7 @@ class Session:
         BadQuery
             DuckDB cannot run it, or it is no statement that reads.
         """
-        cursor = self._fresh()
+        cursor = self._fresh(query)
         try:
             _check_reads(cursor, query)
             return cursor.sql(query, params=params)
@@ -72,19 +84,46 @@ class Session:
             )
             raise BadQuery(msg) from error
 
+    def search(self, text: str, *, k: int | None = None) -> duckdb.DuckDBPyRelation:
+        """Return which features fire on a token, in all completed runs, surest first.
+
+        Columns run_id, training_id, token, text, feature, n_examples, max_act, n_active.
+
+        Raises
+        ------
+        BadQuery
+            No token of these runs has this text; see `peaks.forms_of`.
+        """
+        query = search(self.sql, text, vocab="vocab", peaks="peaks", runs="runs")
+        return self.sql(limited(query, k))
+
     def close(self) -> None:
         """Free its memory; the next query opens it again."""
         self._memory.close()
 
-    def _fresh(self) -> duckdb.DuckDBPyConnection:
+    def _fresh(self, query: str) -> duckdb.DuckDBPyConnection:
         memory = self._memory
         with memory.lock:
             now = self._cursor()  # before the rows: what comes between is seen next time
             if not memory.opened or now != self._seen:
-                rows = self._rows()
-                populate(memory.cursor(), rows)
-                self._seen = now
+                self._read(now)
+            self._known.renew(memory.cursor(), query)
             return memory.cursor()
+
+    def _read(self, now: int) -> None:
+        """Take over what the ledger says: all of it, or what changed since it was read."""
+        first = not self._memory.opened
+        whole = first or self._changes is None or now < self._seen
+        connection = self._memory.cursor()
+        if whole:
+            rows = self._rows()
+            known = Known(rows)
+            known.open(connection, first=first)
+            self._known = known
+        else:
+            assert self._changes is not None  # noqa: S101 - for the type checker
+            self._known.take(connection, self._changes(self._seen))
+        self._seen = now
 
 
 def _check_reads(cursor: duckdb.DuckDBPyConnection, query: str) -> None:
