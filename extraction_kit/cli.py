@@ -262,7 +262,7 @@ def _monitor(arguments: argparse.Namespace) -> int:
 
 def _index(arguments: argparse.Namespace) -> int:
     home = (arguments.workspace or find_workspace()).expanduser().absolute()
-    os.nice(19)  # whatever else this machine does is more urgent
+    os.nice(10)  # whatever else this machine does is more urgent
     print(indexing.build(Workbench.open(home), now=arguments.now))
     return OK
 

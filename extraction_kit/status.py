@@ -264,7 +264,7 @@ def catalog_rows(bench: Workbench, since: int | None = None) -> CatalogRows:
     With `since`, an earlier `cursor`: only runs that changed after it, and active ones.
     """
     with bench.store.read() as connection:
-        trainings = records.all_trainings(connection)
+        trainings = bulk.training_rows(connection)
         changed = None if since is None else bulk.changed_runs(connection, since)
         found = bulk.run_rows(connection, changed)
     done = [run for run in found if run.state == RunState.COMPLETED]
@@ -272,7 +272,7 @@ def catalog_rows(bench: Workbench, since: int | None = None) -> CatalogRows:
     return CatalogRows(
         runs=_run_columns(bench, found, trainings),
         changed=changed,
-        trainings=[_training_row(one) for one in trainings],
+        trainings=bulk.as_columns(trainings, _names(bulk.TRAINING_COLUMNS)),
         events=lambda: _event_columns(bench),
         folders={
             run.run_id: f"{results}/run_id={run.run_id}"
@@ -292,12 +292,15 @@ def catalog_rows(bench: Workbench, since: int | None = None) -> CatalogRows:
 
 
 def _run_columns(
-    bench: Workbench, found: Sequence[Any], trainings: Sequence[TrainingRecord]
+    bench: Workbench, found: Sequence[Any], trainings: Sequence[Any]
 ) -> dict[str, list[Any]]:
-    columns = bulk.as_columns(found, [column.name for column in bulk.RUN_COLUMNS])
-    of_training = {one.training_id: _of_training(one) for one in trainings}
-    for name in ("d_sae", "model", "hook_name"):
-        columns[name] = [of_training[one][name] for one in columns["training_id"]]
+    columns = bulk.as_columns(found, _names(bulk.RUN_COLUMNS))
+    of_training = {one.training_id: one for one in trainings}
+    mine = [of_training[name] for name in columns["training_id"]]
+    columns["d_sae"] = [one.d_sae for one in mine]
+    columns["hook_name"] = [one.hook_name for one in mine]
+    short = {one.model: _short(one.model) for one in trainings}
+    columns["model"] = [short[one.model] for one in mine]
     columns["n_tokens_done"] = list(columns["n_tokens"])
     for number, run in enumerate(found):
         if run.state != RunState.COMPLETED:
@@ -306,12 +309,8 @@ def _run_columns(
     return columns
 
 
-def _of_training(one: TrainingRecord) -> dict[str, Any]:
-    return {
-        "d_sae": one.spec["sae"]["d_sae"],
-        "model": _short(one.spec["model"]["source"]),
-        "hook_name": one.spec["hookpoint"]["hook_name"],
-    }
+def _names(columns: Sequence[Any]) -> list[str]:
+    return [column.name for column in columns]
 
 
 def _unfinished(bench: Workbench, run: Any) -> dict[str, Any]:  # noqa: ANN401 - a row
@@ -326,22 +325,7 @@ def _unfinished(bench: Workbench, run: Any) -> dict[str, Any]:  # noqa: ANN401 -
 def _event_columns(bench: Workbench) -> dict[str, list[Any]]:
     with bench.store.read() as connection:
         found = bulk.event_rows(connection)
-    return bulk.as_columns(found, [column.name for column in bulk.EVENT_COLUMNS])
-
-
-def _training_row(one: TrainingRecord) -> dict[str, Any]:
-    sae = one.spec["sae"]
-    return {
-        "training_id": one.training_id,
-        "digest": one.digest,
-        "architecture": sae["architecture"],
-        "d_in": sae["d_in"],
-        "d_sae": sae["d_sae"],
-        "hook_name": one.spec["hookpoint"]["hook_name"],
-        "model": one.spec["model"]["source"],
-        "sae_path": sae["path"],
-        "created_at": one.created_at,
-    }
+    return bulk.as_columns(found, _names(bulk.EVENT_COLUMNS))
 
 
 def write_snapshot(bench: Workbench) -> None:

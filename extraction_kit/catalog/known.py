@@ -94,17 +94,11 @@ class Known:
                     _replace_runs(connection, new.changed or (), runs)
                 elif table not in LATER:
                     make_table(connection, table, getattr(new, table.name))
-        changed = new.changed or frozenset()
-        folders = {
-            run_id: folder
-            for run_id, folder in self._rows.folders.items()
-            if run_id not in changed
-        }
-        self._digests = {
-            run_id: digest
-            for run_id, digest in self._digests.items()
-            if run_id not in changed
-        } | _digests(runs)
+        folders = dict(self._rows.folders)
+        for run_id in new.changed or ():
+            folders.pop(run_id, None)
+            self._digests.pop(run_id, None)
+        self._digests |= _digests(runs)
         self._rows = replace(
             new,
             folders=folders | dict(new.folders),

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, DateTime, Row, Text, cast, select, text, type_coerce
 
-from extraction_kit.ledger.schema import ACTIVE_SQL, attempts, events, runs
+from extraction_kit.ledger.schema import ACTIVE_SQL, attempts, events, runs, trainings
 from extraction_kit.lifecycle import RunState
 
 _AT_ONCE = 500  # parameters of one statement
@@ -49,6 +49,19 @@ _RUNS = (
     )
     .order_by(runs.c.created_at.desc(), runs.c.generation.desc())
 )
+_SPEC = trainings.c.spec
+TRAINING_COLUMNS = (
+    trainings.c.training_id,
+    trainings.c.digest,
+    _SPEC["sae", "architecture"].as_string().label("architecture"),
+    _SPEC["sae", "d_in"].as_integer().label("d_in"),
+    _SPEC["sae", "d_sae"].as_integer().label("d_sae"),
+    _SPEC["hookpoint", "hook_name"].as_string().label("hook_name"),
+    _SPEC["model", "source"].as_string().label("model"),
+    _SPEC["sae", "path"].as_string().label("sae_path"),
+    type_coerce(trainings.c.created_at, DateTime).label("created_at"),
+)
+_TRAININGS = select(*TRAINING_COLUMNS).order_by(trainings.c.training_id)
 EVENT_COLUMNS = (
     events.c.seq,
     events.c.run_id,
@@ -109,6 +122,11 @@ def result_digests(connection: Connection, statistics_format: int) -> dict[str, 
         .order_by(runs.c.completed_at, runs.c.run_id)
     )
     return {row.run_id: row.result_digest for row in connection.execute(question)}
+
+
+def training_rows(connection: Connection) -> Sequence[Row[Any]]:
+    """Return the `TRAINING_COLUMNS` of all trainings, by id."""
+    return connection.execute(_TRAININGS).all()
 
 
 def event_rows(connection: Connection) -> Sequence[Row[Any]]:

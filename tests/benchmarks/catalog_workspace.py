@@ -112,7 +112,9 @@ def record(attempt: Attempt, result: ExtractionResult) -> Path:
     return final
 
 
-def fill(workspace: Workspace, like: str, *, n_runs: int, distinct: list[Path]) -> list[str]:
+def fill(
+    workspace: Workspace, like: str, *, n_runs: int, distinct: list[Path]
+) -> list[str]:
     """Add runs until there are `n_runs`, as in a ledger of some months; return their ids."""
     bench = workspace._bench
     model = service.read_run(bench, like)

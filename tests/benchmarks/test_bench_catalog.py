@@ -113,10 +113,18 @@ def recording(tiny, home: Path) -> list[Row]:
     contexts = (corpus.path / "contexts.parquet").stat().st_size / 1e6
     name = f"record a run of {result.examples.feature.size:,} examples"
     return [
-        Row(name, 2500, 1000 * statistics.median(walls), "ms", 1000 * statistics.median(cpus)),
+        Row(
+            name,
+            2500,
+            1000 * statistics.median(walls),
+            "ms",
+            1000 * statistics.median(cpus),
+        ),
         Row("  extra memory", 400, max(extra), "MB"),
         Row("  on disk", 15, size, "MB"),
-        Row("  on disk with logits and neighbours, as by default", None, with_weights, "MB"),
+        Row(
+            "  on disk with logits and neighbours, as by default", None, with_weights, "MB"
+        ),
         Row("  contexts, once", None, contexts, "MB"),
     ]
 
@@ -132,11 +140,11 @@ def plain_table(path: Path, n_runs: int) -> duckdb.DuckDBPyConnection:
             ):  # fmt: skip
                 for seed, result in enumerate(results):
                     database.register("content", content(result))
-                    query = f"SELECT '{seed:016x}' AS run_id, * FROM content"
+                    query = f"SELECT '{seed:016x}' AS run_id, * FROM content"  # noqa: S608 - ours
                     verb = f"INSERT INTO {table}" if seed else f"CREATE TABLE {table} AS"
                     database.execute(f"{verb} {query}")
             database.execute(
-                "INSERT INTO features SELECT printf('%016x', n + 2), * EXCLUDE (run_id) "
+                "INSERT INTO features SELECT printf('%016x', n + 2), * EXCLUDE (run_id) "  # noqa: S608 - ours
                 f"FROM features, range({n_runs - 2}) AS r(n) WHERE run_id = '{0:016x}'"
             )
     return duckdb.connect(path, read_only=True)
@@ -184,7 +192,9 @@ def write_json(folder: Path, tokens: np.ndarray) -> Row:
              "activations": rows.get(feature, [])}
             for feature in range(batch, batch + 128)
         ]  # fmt: skip
-        (folder / f"batch-{batch // 128}.json").write_text(json.dumps({"features": features}))
+        (folder / f"batch-{batch // 128}.json").write_text(
+            json.dumps({"features": features})
+        )
     return Row(
         f"    JSON files (a {SHARE_OF_JSON}th, times {SHARE_OF_JSON})",
         None,
@@ -225,20 +235,24 @@ def one_run(workspace, plain, folder: Path) -> list[Row]:
             results, feature, contexts=corpus.path / "contexts.parquet", vocab=corpus.vocab
         )
 
-    texts = dict(duckdb.read_parquet(str(corpus.vocab)).project("token_id, text").fetchall())
+    texts = dict(
+        duckdb.read_parquet(str(corpus.vocab)).project("token_id, text").fetchall()
+    )
     tokens = large.shared().tokens
 
     def windows_of_table():
         rows = plain.sql(
             f"FROM examples WHERE run_id = '{key}' AND feature = {feature}"
         ).fetchall()
-        return [[texts[token] for token in tokens[row[4], row[6] : row[5] + 17]] for row in rows]
+        return [
+            [texts[token] for token in tokens[row[4], row[6] : row[5] + 17]] for row in rows
+        ]
 
     assert len(top()) == 50
     assert len(windows()) == 20
     assert windows()[0].tokens[0].startswith(" word")
     scaled = f"    JSON files (a {SHARE_OF_JSON}th, times {SHARE_OF_JSON})"
-    hist = f"SELECT hist FROM histograms WHERE run_id = '{key}' AND feature = {feature}"
+    hist = f"SELECT hist FROM histograms WHERE run_id = '{key}' AND feature = {feature}"  # noqa: S608 - ours
     return [
         timed("one run: top 50 features", top, target=15),
         timed("    one DuckDB table", lambda: plain.sql(TOP.format("features", key)).fetchall()),
@@ -301,11 +315,8 @@ def ten_thousand(workspace) -> list[Row]:
               prepare=lambda: record(claimed(workspace, corpus, next(seeds)), result)),
     ]  # fmt: skip
     assert session.sql(count).fetchall()[0][0] == before + 6
-    rows += [
-        timed("10,000 runs: top 50 of one by the view, again", lambda: session.sql(one).fetchall(),
-              n=5),
-    ]  # fmt: skip
-    return rows
+    again = "10,000 runs: top 50 of one by the view, again"
+    return [*rows, timed(again, lambda: session.sql(one).fetchall(), n=5)]
 
 
 def thousand(workspace, plain) -> list[Row]:
@@ -333,7 +344,9 @@ def thousand(workspace, plain) -> list[Row]:
     finally:
         aside.rename(bench.paths.derived)
     theirs = TOP_OF_ALL.format("features")
-    rows.append(timed("    one DuckDB table: top 50", lambda: plain.sql(theirs).fetchall(), n=5))
+    rows.append(
+        timed("    one DuckDB table: top 50", lambda: plain.sql(theirs).fetchall(), n=5)
+    )
     return rows
 
 

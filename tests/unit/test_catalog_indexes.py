@@ -88,12 +88,8 @@ def counted(made):
 
 
 @pytest.fixture
-def segment(monkeypatch):
+def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(indexes, "SEGMENT", 3)
-
-
-@pytest.fixture
-def runs(tmp_path, segment):
     return Runs(tmp_path / "it's [mine]").add(0, 1, 2, 3, 4)
 
 
@@ -124,7 +120,9 @@ def test_a_run_that_is_in_no_index_yet_is_found_by_its_own_files(runs):
     runs.build()
     session = runs.open()
     runs.add(5)
-    assert answers(session) == answers(Runs(runs.home / "other").add(0, 1, 2, 3, 4, 5).open())
+    assert answers(session) == answers(
+        Runs(runs.home / "other").add(0, 1, 2, 3, 4, 5).open()
+    )
     assert files_read(session) == (2, 1)
 
 

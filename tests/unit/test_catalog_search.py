@@ -12,7 +12,15 @@ from extraction_kit.catalog.publish import stage
 from extraction_kit.errors import BadQuery
 from tests.unit.synthetic import synthetic
 
-TEXTS = {3: "Paris", 4: " Paris", 5: "paris", 6: " Parisian", 7: "it's", 8: "\ufffd", 9: "\ufffd"}
+TEXTS = {
+    3: "Paris",
+    4: " Paris",
+    5: "paris",
+    6: " Parisian",
+    7: "it's",
+    8: "\ufffd",
+    9: "\ufffd",
+}
 COLUMNS = ["token", "text", "feature", "n_examples", "max_act", "n_active"]
 
 
@@ -69,7 +77,9 @@ def test_the_text_of_a_token_is_compared_exactly(made, folder, vocab, text, toke
     rows = {(row[0], row[2], row[3], row[4]) for row in found.fetchall()}
     assert rows == by_hand(made, tokens)
     assert rows, "the random tokens hold this one"
-    assert {TEXTS[row[0]] for row in found.fetchall()} == {row[1] for row in found.fetchall()}
+    assert {TEXTS[row[0]] for row in found.fetchall()} == {
+        row[1] for row in found.fetchall()
+    }
 
 
 def test_those_that_the_token_marks_most_surely_come_first(folder, vocab):
@@ -80,7 +90,9 @@ def test_those_that_the_token_marks_most_surely_come_first(folder, vocab):
 
 
 def test_a_text_that_is_no_token_names_some_that_contain_it(folder, vocab):
-    with pytest.raises(BadQuery, match=r"'PARIS' or ' PARIS'. Tokens that contain it: 'Paris'"):
+    with pytest.raises(
+        BadQuery, match=r"'PARIS' or ' PARIS'. Tokens that contain it: 'Paris'"
+    ):
         reading.search(folder, "PARIS", vocab=vocab)
     with pytest.raises(BadQuery, match="may be several tokens"):
         reading.search(folder, "New York", vocab=vocab)
@@ -106,8 +118,12 @@ def test_a_token_that_was_counted_is_found_without_an_example(made, tmp_path, vo
     assert [row[3:] for row in rows if row[2] == feature] == [(0, 2.5, 17)]
 
 
-def test_an_older_result_without_counted_tokens_can_be_searched(made, folder, tmp_path, vocab):
+def test_an_older_result_without_counted_tokens_can_be_searched(
+    made, folder, tmp_path, vocab
+):
     stage(tmp_path / "s", made.result, made.manifest)
     (tmp_path / "s" / "tokens.parquet").unlink()
-    old, new = (reading.search(one, "Paris", vocab=vocab) for one in (tmp_path / "s", folder))
+    old, new = (
+        reading.search(one, "Paris", vocab=vocab) for one in (tmp_path / "s", folder)
+    )
     assert old.fetchall() == new.fetchall()
