@@ -144,8 +144,8 @@ def plain_table(path: Path, n_runs: int) -> duckdb.DuckDBPyConnection:
                     verb = f"INSERT INTO {table}" if seed else f"CREATE TABLE {table} AS"
                     database.execute(f"{verb} {query}")
             database.execute(
-                "INSERT INTO features SELECT printf('%016x', n + 2), * EXCLUDE (run_id) "  # noqa: S608 - ours
-                f"FROM features, range({n_runs - 2}) AS r(n) WHERE run_id = '{0:016x}'"
+                "INSERT INTO features SELECT printf('%016x', n + 2), one.* EXCLUDE (run_id) "  # noqa: S608 - ours
+                f"FROM features AS one, range({n_runs - 2}) AS r(n) WHERE run_id = '{0:016x}'"
             )
     return duckdb.connect(path, read_only=True)
 
