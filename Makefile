@@ -113,6 +113,9 @@ bench-guarantees: $(STAMP) ## Compare with plain RQ under the same faults
 bench-launch: $(STAMP) ## Time launches and refusals at 10,000 runs in the ledger
 	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_launch.py $(ARGS)
 
+bench-catalog: $(STAMP) ## Time recording and queries, up to 10,000 runs (the first time half an hour)
+	$(PYTEST) -o addopts=--import-mode=importlib -m benchmark -s tests/benchmarks/test_bench_catalog.py $(ARGS)
+
 # Without the checks of shapes in signatures, which the other tests pay for.
 bench-engine: $(STAMP) ## Compare the engine with the cut model and the best encoder (30 minutes)
 	$(PYTEST) -o addopts=--import-mode=importlib -m benchmark -s tests/benchmarks/test_bench_engine.py $(ARGS)
@@ -181,4 +184,4 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help demo demo-resume demo-killed test test-duckdb-old protocol mutants test-browser golden lab check notebooks pictures check-full \
-	bench bench-engine bench-guarantees bench-launch bench-peers bench-widgets install lock clean
+	bench bench-catalog bench-engine bench-guarantees bench-launch bench-peers bench-widgets install lock clean

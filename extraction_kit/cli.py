@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 what was asked for failed or was refused, 2 wrong usage.
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from extraction_kit import indexing
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.disk import DiskUse, size_text
 from extraction_kit.doctor import examine
@@ -89,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         commands, "monitor", _monitor, help_="reconcile, and alert about stuck runs"
     )
     monitor.add_argument("--once", action="store_true", help="look once, then end")
+    index = _add(
+        commands, "index", _index, help_="build the indexes over many runs, if it is time"
+    )
+    index.add_argument(
+        "--now", action="store_true", help="also below Settings.index_above runs"
+    )
     repair_ = _add(
         commands, "repair", _repair, help_="restore ledger rows from published results"
     )
@@ -300,10 +308,19 @@ def _monitor(arguments: argparse.Namespace) -> int:
     if arguments.once:
         for line in look(bench):
             print(line)
+        if indexing.is_due(bench):
+            print(indexing.build(bench))
     else:
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         watch(bench, lambda line: print(line, flush=True), stop)
+    return OK
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    home = (arguments.workspace or find_workspace()).expanduser().absolute()
+    os.nice(10)  # whatever else this machine does is more urgent
+    print(indexing.build(Workbench.open(home), now=arguments.now))
     return OK
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from extraction_kit import disk, labelling, purging, status
+from extraction_kit import cataloguing, disk, labelling, purging
 from extraction_kit.labelling import KEPT, Kept
 from extraction_kit.run import Run, Watcher
 from extraction_kit.workbench import Workbench
@@ -136,7 +136,7 @@ class Curated(ABC):
         if not apply:
             return purging.plan(self._bench, older_than)
         purged = purging.purge(self._bench, older_than)
-        status.refresh_snapshot(self._bench)
+        cataloguing.refresh_snapshot(self._bench)
         return purged
 
     def disk(self) -> disk.DiskUse:

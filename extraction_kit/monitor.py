@@ -14,12 +14,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 from extraction_kit import embedded
+from extraction_kit.cataloguing import refresh_snapshot
 from extraction_kit.errors import ExtractionKitError, Failure
+from extraction_kit.indexing import Builder
 from extraction_kit.ledger import events, records, transitions
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.lifecycle import CLAIMED, Actor, Move
 from extraction_kit.liveness import ProcessIdentity
-from extraction_kit.status import refresh_snapshot
 from extraction_kit.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -154,15 +155,18 @@ def watch(bench: Workbench, say: Callable[[str], None], stop: threading.Event) -
             "Type `extraction-kit down` to stop it first"
         )
     bench.sign_card(slot.card)
+    builder = Builder(bench)
     try:
         while bench.paths.home.exists():  # a workspace that was removed needs no eye on it
             try:
                 for line in look(bench):
                     say(line)
+                builder.look()
             except ExtractionKitError as error:  # a locked ledger: look again
                 log.warning("could not look: %s", error)
             if stop.wait(bench.settings.reconcile_s):
                 return
     finally:
+        builder.stop()
         slot.card.unlink(missing_ok=True)
         os.close(lock)

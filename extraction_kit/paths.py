@@ -118,6 +118,11 @@ class Paths:
         """What is known of the catalog snapshot: it can be told without opening it."""
         return self.shared / ".catalog.json"
 
+    @property
+    def derived(self) -> Path:
+        """Indexes over many runs; they may be deleted at any time."""
+        return self.shared / "derived"
+
     def checkpoints_of(self, run_id: str, attempt: int | None = None) -> Path:
         """Return the checkpoint folder of a run, or of one attempt at it."""
         folder = self.checkpoints / run_id

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from extraction_kit import refusals, status
+from extraction_kit import cataloguing, refusals, status
 from extraction_kit.catalog.publish import verify
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.errors import BadExport, ResultsDamaged
@@ -32,7 +32,7 @@ def export_catalog(
     from extraction_kit.catalog.export import export_runs  # noqa: PLC0415 - duckdb
 
     path = Path(path).expanduser().absolute()
-    rows = status.catalog_rows(bench)
+    rows = cataloguing.catalog_rows(bench)
     if run_ids is None:
         chosen = sorted(rows.folders)
         if not chosen:
@@ -44,7 +44,7 @@ def export_catalog(
     for run_id in chosen:
         if run_id not in rows.folders:
             raise _refusal(bench, run_id)
-        problems = verify(rows.folders[run_id])
+        problems = verify(Path(rows.folders[run_id]))
         if problems:
             raise ResultsDamaged(
                 f"run {run_id}: {'; '.join(problems)}. Nothing was exported: type "

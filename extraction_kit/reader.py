@@ -217,6 +217,30 @@ class ResultReader(ABC):
         folder = self._results()
         return self._kept(reading.top_tokens(folder, feature, vocab=self._vocab(), k=k))
 
+    def search(self, text: str, *, k: int | None = None) -> "duckdb.DuckDBPyRelation":
+        """Return the features that fire on a token, those that it marks most surely first.
+
+        One row per feature and token: ``token``, ``text``, ``feature``, ``n_examples`` (of
+        its top examples so many peak on this token), ``max_act`` (largest activation known
+        on it) and ``n_active`` (where the run counted tokens, `top_tokens`: on how many of
+        them it is active). A feature is found if one of its top examples peaks on the token,
+        or if the token is among its `top_tokens`.
+
+        Parameters
+        ----------
+        text : str
+            The exact text of a token, capitals as they are. ``"Paris"`` finds ``"Paris"``
+            and ``" Paris"``, which most tokenizers tell apart; ``" Paris"`` only the latter.
+        k : int, optional
+            At most so many rows.
+
+        Raises
+        ------
+        BadQuery
+            No token has this text; tokens that contain it are named.
+        """
+        return self._kept(reading.search(self._results(), text, vocab=self._vocab(), k=k))
+
     def histogram(self, feature: SupportsIndex) -> "np.ndarray":
         """Return the active tokens per bin of ``results.bin_edges()``, int64 [N_BINS]."""
         return reading.histogram(self._results(), feature)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-from extraction_kit import deletion, refusals, service, status, widgets
+from extraction_kit import cataloguing, deletion, refusals, service, status, widgets
 from extraction_kit.catalog import reading
 from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
@@ -52,7 +52,9 @@ class Watcher:
 
                 bench = self.bench
                 self._session = Session(
-                    lambda: status.catalog_rows(bench), lambda: status.cursor(bench)
+                    lambda: cataloguing.catalog_rows(bench),
+                    lambda: status.cursor(bench),
+                    lambda since: cataloguing.catalog_rows(bench, since),
                 )
             return self._session
 
@@ -119,12 +121,12 @@ class Watcher:
     def delete(self, run_id: str) -> None:
         """Delete a run that has ended."""
         if deletion.delete(self.bench, run_id):
-            status.refresh_snapshot(self.bench)
+            cataloguing.refresh_snapshot(self.bench)
 
     def restore(self, run_id: str) -> None:
         """Undo the deletion of a run."""
         if deletion.restore(self.bench, run_id):
-            status.refresh_snapshot(self.bench)
+            cataloguing.refresh_snapshot(self.bench)
 
     def highlights(self, run_id: str, n: int) -> list[dict[str, Any]]:
         """Return some features of a completed run with their best example.

@@ -4,34 +4,22 @@ Nothing here changes anything. Wall-clock ages are for display; findings that le
 action are made by :mod:`extraction_kit.reconcile`.
 """
 
-import functools
-import json
-import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from extraction_kit import disk, embedded, refusals
-from extraction_kit.atomic import write_json
-from extraction_kit.catalog.labelled import label_table
-from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.checkpoints import newest_meta
-from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.jobqueue import Evidence
-from extraction_kit.ledger import events, labels, records
+from extraction_kit.ledger import events, records
 from extraction_kit.ledger.records import RunRecord, TrainingRecord
-from extraction_kit.ledger.store import Store
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat
 from extraction_kit.service import read_run
 from extraction_kit.views import Happening, RunView
 from extraction_kit.workbench import Workbench
-
-log = logging.getLogger(__name__)
 
 
 def view(bench: Workbench, run_id: str) -> RunView:
@@ -81,7 +69,7 @@ def _view(
     claimed = run.state in CLAIMED
     working = bench.beats.read(run.run_id, run.attempt) if claimed else None
     summary = run.summary or {}
-    checkpoint = None if run.state is RunState.COMPLETED else _checkpoint_tokens(bench, run)
+    checkpoint = None if run.state is RunState.COMPLETED else checkpoint_tokens(bench, run)
     shown = _shown(working, summary)
     return RunView(
         run_id=run.run_id,
@@ -91,7 +79,7 @@ def _view(
         attempt=run.attempt,
         job_id=run.job_id,
         n_tokens=run.n_tokens,
-        n_tokens_done=_tokens_done(run, working, checkpoint),
+        n_tokens_done=tokens_done(run, working, checkpoint),
         created_at=run.created_at,
         created_by=run.created_by,
         started_at=run.claimed_at,
@@ -108,7 +96,7 @@ def _view(
         fvu=shown["fvu"],
         n_dead=shown["n_dead"],
         d_sae=training.spec["sae"]["d_sae"],
-        model=_short(training.spec["model"]["source"]),
+        model=short(training.spec["model"]["source"]),
         hook_name=training.spec["hookpoint"]["hook_name"],
         worker=_worker(run),
         beat_age_s=_age_s(working, "at"),
@@ -126,7 +114,7 @@ def _view(
     )
 
 
-def _short(source: str) -> str:
+def short(source: str) -> str:
     """Return a Hub id as it is, of a folder's path the last two names."""
     return "/".join(Path(source).parts[-2:])
 
@@ -138,13 +126,15 @@ def _shown(beat: Beat | None, summary: Any) -> dict[str, Any]:  # noqa: ANN401 -
     return {name: summary.get(name) for name in names}
 
 
-def _tokens_done(run: RunRecord, beat: Beat | None, checkpoint: int | None) -> int:
+def tokens_done(run: RunRecord, beat: Beat | None, checkpoint: int | None) -> int:
+    """Return how many valid tokens of a run are measured, as far as a reader can know."""
     if run.state in {RunState.COMPLETED, RunState.PUBLISHING}:
         return run.n_tokens
     return max(0 if beat is None else beat.n_tokens_done, checkpoint or 0)
 
 
-def _checkpoint_tokens(bench: Workbench, run: RunRecord) -> int | None:
+def checkpoint_tokens(bench: Workbench, run: RunRecord) -> int | None:
+    """Return how many tokens the newest checkpoint of a run holds, None without one."""
     meta = newest_meta(bench.paths.checkpoints_of(run.run_id))
     return None if meta is None else int(meta["n_tokens_done"])
 
@@ -279,167 +269,13 @@ DAMAGED, SOUND_AGAIN = "damaged", "sound again"
 """Kinds of events: what a verification found out about the files of a completed run."""
 
 
-def damage_by_run(bench: Workbench) -> dict[str, str]:
-    """Return what the last verification found wrong, of the runs with damaged files."""
+def damage_by_run(
+    bench: Workbench, run_ids: Collection[str] | None = None
+) -> dict[str, str]:
+    """Return what the last verification found wrong, of the runs with damaged files.
+
+    Of the runs in `run_ids` only, if given: a few.
+    """
     with bench.store.read() as connection:
-        newest = events.newest_of(connection, (DAMAGED, SOUND_AGAIN))
+        newest = events.newest_of(connection, (DAMAGED, SOUND_AGAIN), run_ids)
     return {run_id: text for run_id, (kind, text) in newest.items() if kind == DAMAGED}
-
-
-# --- for the catalog --------------------------------------------------------------------------
-
-
-def catalog_rows(bench: Workbench) -> CatalogRows:
-    """Hand the ledger to the catalog: its rows, and the folders of completed runs.
-
-    A run whose files were found damaged says so in its row, and its files are left out.
-    """
-    damage = damage_by_run(bench)
-    with bench.store.read() as connection:
-        run_records = records.all_runs(connection)
-        trainings = records.all_trainings(connection)  # after their runs: none is removed
-        happened = records.all_events(connection)
-        said = labels.state(connection)
-    done = [run for run in run_records if run.state is RunState.COMPLETED]
-    paths = bench.paths
-    saes = {one.training_id: one.spec["sae"].get("digest") for one in trainings}
-    return CatalogRows(
-        runs=[
-            _run_row(one, run, sae_digest=saes[run.training_id])
-            | {"damage": damage.get(run.run_id)}
-            for one, run in _with_views(bench, run_records)
-        ],
-        trainings=[_training_row(one) for one in trainings],
-        events=happened,
-        label_history=_label_history(bench.store, said),
-        folders={
-            run.run_id: paths.results_of(run.run_id)
-            for run in done
-            # of other formats the columns are not known
-            if _format(run) == STATISTICS_FORMAT and run.run_id not in damage
-        },
-        corpora={
-            run.corpus_digest: paths.corpora / run.corpus_digest / "contexts.parquet"
-            for run in done
-        },
-        vocabs={
-            run.corpus["tokenizer_digest"]: paths.vocab / run.corpus["vocab"]
-            for run in done
-        },
-    )
-
-
-@functools.lru_cache(maxsize=2)
-def _label_history(store: Store, said: tuple[object, ...] | None) -> pa.Table:
-    """Return all changes of labels; read again only when there are more (`labels.state`)."""
-    if said is None:
-        return label_table([])
-    with store.read() as connection:
-        changes = labels.history(connection)
-    return label_table(
-        {**vars(one), "changed_at": one.at, "changed_by": one.by} for one in changes
-    )
-
-
-def _format(run: RunRecord) -> int | None:
-    return (run.summary or {}).get("statistics_format")
-
-
-def _with_views(
-    bench: Workbench, runs: Sequence[RunRecord]
-) -> Iterator[tuple[RunView, RunRecord]]:
-    return zip(_views(bench, runs), runs, strict=True)
-
-
-_OF_SUMMARY = ("mse", "n_dense", "ce_loss_recovered", "statistics_format")
-
-
-def _run_row(one: RunView, run: RunRecord, *, sae_digest: str | None) -> dict[str, Any]:
-    row = {name: getattr(one, name) for name in RunView.__dataclass_fields__}
-    summary = run.summary or {}
-    return row | {
-        **{name: summary.get(name) for name in _OF_SUMMARY},
-        "content_key": run.content_key,
-        "sae_digest": sae_digest,
-        "corpus_digest": run.corpus_digest,
-        "tokenizer_digest": run.corpus["tokenizer_digest"],
-        "config": json.dumps(dict(run.config), sort_keys=True),
-    }
-
-
-def _training_row(one: TrainingRecord) -> dict[str, Any]:
-    sae = one.spec["sae"]
-    return {
-        "training_id": one.training_id,
-        "digest": one.digest,
-        "sae_digest": sae.get("digest"),
-        "architecture": sae["architecture"],
-        "d_in": sae["d_in"],
-        "d_sae": sae["d_sae"],
-        "hook_name": one.spec["hookpoint"]["hook_name"],
-        "model": one.spec["model"]["source"],
-        "sae_path": sae["path"],
-        "created_at": one.created_at,
-    }
-
-
-def refresh_snapshot(bench: Workbench) -> None:
-    """Rebuild ``catalog.duckdb``; a failure is logged: it is derived, and must cost nothing."""
-    try:
-        write_snapshot(bench)
-    except Exception:
-        log.exception("catalog.duckdb was not rebuilt")
-
-
-def write_snapshot(bench: Workbench, *, anew: bool = False) -> bool:
-    """Rebuild ``catalog.duckdb``; readers that hold the old one are not disturbed.
-
-    Of several processes that ask at the same time two rebuild it: the first, and one of
-    those that waited for it.
-
-    Parameters
-    ----------
-    bench : Workbench
-        The workspace.
-    anew : bool
-        Also if it shows all that the ledger knows.
-
-    Returns
-    -------
-    bool
-        Whether it was rebuilt.
-    """
-    from extraction_kit.catalog.snapshot import write_snapshot as write  # noqa: PLC0415 - duckdb
-
-    wanted = cursor(bench)
-    # One at a time: of two writers the last one must also have read last.
-    with embedded.waiting_lock(bench.paths.run / "catalog.lock"):
-        if not anew and _shows(bench, wanted):
-            return False
-        now = cursor(bench)
-        write(bench.paths.catalog, catalog_rows(bench))
-        card = {"cursor": now, **(_stamp(bench.paths.catalog) or {})}
-        write_json(bench.paths.catalog_card, card, durable=False)
-    return True
-
-
-def _shows(bench: Workbench, wanted: int) -> bool:
-    """Tell whether the snapshot is the one that was written last, and new enough.
-
-    It is not opened: a process that has it open would lose its lock on it.
-    """
-    try:
-        card = json.loads(bench.paths.catalog_card.read_bytes())
-        stamp = _stamp(bench.paths.catalog)
-        same = stamp is not None and card.items() >= stamp.items()
-        return same and wanted <= card["cursor"] <= cursor(bench)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _stamp(path: Path) -> dict[str, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return {"inode": found.st_ino, "size": found.st_size, "mtime_ns": found.st_mtime_ns}

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from extraction_kit import embedded, jobqueue
+from extraction_kit.cataloguing import refresh_snapshot
 from extraction_kit.errors import ExtractionKitError, Failure
 from extraction_kit.ledger import events, records, transitions
 from extraction_kit.ledger.records import RunRecord
@@ -26,7 +27,6 @@ from extraction_kit.ledger.transitions import Mover, Target
 from extraction_kit.lifecycle import UNCLAIMED, Actor, Move, RunState
 from extraction_kit.liveness import Beat, ProcessIdentity
 from extraction_kit.reconcile import completion
-from extraction_kit.status import refresh_snapshot
 from extraction_kit.version import __version__
 from extraction_kit.workbench import Workbench
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from extraction_kit import embedded, service, status, widgets
+from extraction_kit import cataloguing, embedded, service, widgets
 from extraction_kit.comparison import compare
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus, prepare, progress_bar
@@ -276,6 +276,20 @@ class Workspace(Curated):
         """
         return self._watcher.session.sql(query, params)
 
+    def search(self, text: str, *, k: int | None = None) -> "duckdb.DuckDBPyRelation":
+        """Return which features fire on a token, in all completed runs: see `Run.search`.
+
+        Columns run_id, training_id, token, text, feature, n_examples, max_act, n_active.
+
+        Raises
+        ------
+        BadQuery
+            No token of these runs has this text.
+        ResultsDamaged
+            A file that it reads is damaged; run and file are named.
+        """
+        return self._watcher.session.search(text, k=k)
+
     def compare(
         self, a: ResultReader | str, b: ResultReader | str, *, match: str = "auto"
     ) -> "duckdb.DuckDBPyRelation":
@@ -333,7 +347,7 @@ class Workspace(Curated):
 
     def refresh_catalog(self) -> Path:
         """Rebuild ``catalog.duckdb``; return its path."""
-        status.write_snapshot(self._bench, anew=True)
+        cataloguing.write_snapshot(self._bench, anew=True)
         return self._bench.paths.catalog
 
     # --- processes ---
@@ -421,7 +435,7 @@ class Workspace(Curated):
         """
         with progress_bar("verify", unit="B") as progress:
             found = verify(self._bench, progress)
-        status.refresh_snapshot(self._bench)
+        cataloguing.refresh_snapshot(self._bench)
         return found
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
 """Results and ledger rows as Arrow tables, with the columns that `tables` lists."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,11 @@ from extraction_kit.catalog.tables import (
     Table,
 )
 from extraction_kit.results import GROUPS, KINDS, SIGNS, ExtractionResult, bin_edges
+
+Columns: TypeAlias = Mapping[str, Sequence[Any]]
+Rows: TypeAlias = Sequence[Mapping[str, Any]] | Columns | pa.Table | Callable[[], Columns]
+"""Rows of the ledger: one by one, as columns of plain values, as a table made here
+before, or what reads the columns."""
 
 _BLOCK = 2**16  # features whose histograms are summed up at once
 
@@ -159,11 +164,21 @@ def _flat_column(name: str, values: np.ndarray) -> pa.Array:
     )
 
 
-def rows_table(table: Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def rows_table(table: Table, rows: Rows) -> pa.Table:
     """Return ledger rows as an Arrow table; a missing key is NULL, also with no row at all.
 
     Aware datetimes become naive UTC (DuckDB needs pytz to return aware ones).
     """
+    if isinstance(rows, pa.Table):
+        return rows
+    rows = rows() if callable(rows) else rows
+    if isinstance(rows, Mapping):
+        n_rows = len(next(iter(rows.values()), ()))
+        arrays = [
+            pa.array(rows.get(column.name, [None] * n_rows), ARROW_TYPES[column.type])
+            for column in table.columns
+        ]
+        return pa.table(arrays, schema=table.schema)
     arrays = [
         pa.array(
             [_plain(row.get(column.name), column) for row in rows], ARROW_TYPES[column.type]

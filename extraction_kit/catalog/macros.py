@@ -8,6 +8,7 @@ attached, after ``USE``), and ask the views and tables of `tables` only.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from extraction_kit.catalog.peaks import FOUND, ORDER
 from extraction_kit.results import GROUPS
 
 
@@ -125,5 +126,17 @@ WHERE n.run_id = run AND n.feature = i
 ORDER BY n.kind = 'coactivation', n.rank
 """,
 )
-MACROS: Sequence[Macro] = (TOP_FEATURES, EXAMPLES_OF, COMPARE, SIMILAR)
+SEARCH = Macro(
+    "search_token",
+    (("wanted", "text of a token; without a space before it, also the one with it"),),
+    "The features that fire on a token, in all runs, those that it marks most surely first",
+    f"""
+SELECT run_id, training_id, {FOUND} FROM peaks
+JOIN (SELECT run_id, training_id, tokenizer_digest FROM runs) USING (run_id)
+JOIN (SELECT tokenizer_digest, token_id AS token, text FROM vocab
+  WHERE text = wanted OR text = ' ' || wanted) USING (tokenizer_digest, token)
+ORDER BY {ORDER}, run_id, feature
+""",  # noqa: S608 - our own names
+)
+MACROS: Sequence[Macro] = (TOP_FEATURES, EXAMPLES_OF, COMPARE, SIMILAR, SEARCH)
 """Every macro of the catalog."""

@@ -19,7 +19,10 @@ from extraction_kit.catalog.asking import (
     readable,
     rows_of,
 )
+from extraction_kit.catalog.peaks import limited, peaks_of
+from extraction_kit.catalog.peaks import search as tokens_search
 from extraction_kit.catalog.relations import literal, scan
+from extraction_kit.catalog.soundness import require_sound
 from extraction_kit.catalog.tables import (
     EXAMPLES,
     FEATURES,
@@ -292,6 +295,50 @@ def top_tokens(
         f"LEFT JOIN {scan([vocab])} AS {VOCAB.name} ON token = token_id "
         f"WHERE {' AND '.join(wanted)} ORDER BY feature, rank",
     )
+
+
+def search(
+    folder: Path, text: str, *, vocab: Path, k: int | None = None
+) -> duckdb.DuckDBPyRelation:
+    """Return the features that fire on a token, those that it marks most surely first.
+
+    Parameters
+    ----------
+    folder : Path
+        ``Paths.results_of(run_id)``.
+    text : str
+        Text of a token; see `peaks.forms_of`.
+    vocab : Path
+        Token texts of the run's tokenizer.
+    k : int, optional
+        At most so many rows.
+
+    Returns
+    -------
+    DuckDBPyRelation
+        One row per feature and token: token, text, feature, n_examples, max_act, n_active.
+
+    Raises
+    ------
+    BadQuery
+        No token has this text.
+    ResultsDamaged
+        A file is missing, altered or cannot be read.
+    """
+    there = [folder / EXAMPLES.file]
+    if manifest_of(folder)["format"] >= TOKENS.since:
+        there.append(folder / TOKENS.file)
+    for path in there:
+        require_sound(path)
+    found = peaks_of(*(scan([path]) for path in there))
+    query = tokens_search(
+        lambda sql: ask(folder, sql),
+        text,
+        vocab=scan([vocab]),
+        peaks=f"({found})",
+        runs=None,
+    )
+    return ask(folder, limited(query, k))
 
 
 def example_windows(

@@ -1,27 +1,31 @@
 """What can be named in SQL: the same in the notebook and in the snapshot."""
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extraction_kit.catalog.arrays import rows_table
+from extraction_kit.catalog.arrays import Rows, rows_table
 from extraction_kit.catalog.labelled import labelled, labels_of
 from extraction_kit.catalog.macros import MACROS
 from extraction_kit.catalog.memory import CONFIG, FAILURES
+from extraction_kit.catalog.peaks import peaks_of
 from extraction_kit.catalog.tables import (
     CATALOG,
     CONTEXTS,
+    EXAMPLES,
     FEATURES,
     LABEL_COLUMNS,
     LABEL_HISTORY,
     LABELS,
     LEDGER_TABLES,
+    PEAKS,
     RESULT_TABLES,
+    TOKENS,
     VOCAB,
     Column,
     Table,
@@ -32,20 +36,24 @@ from extraction_kit.catalog.tables import (
 class CatalogRows:
     """What the ledger hands to the catalog: rows, and where the files are."""
 
-    runs: list[dict[str, Any]] = field(default_factory=list)
+    runs: Rows = field(default_factory=list)
     """Keys are the columns of `tables.RUNS`; missing ones are NULL. Datetimes are aware."""
-    trainings: list[dict[str, Any]] = field(default_factory=list)
+    trainings: Rows = field(default_factory=list)
     """As `tables.TRAININGS`."""
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: Rows = field(default_factory=list)
     """As `tables.EVENTS`."""
     label_history: pa.Table = field(default_factory=LABEL_HISTORY.schema.empty_table)
     """As `tables.LABEL_HISTORY`, from `labelled.label_table`: made anew only when it grew."""
-    folders: Mapping[str, Path] = field(default_factory=dict)
+    folders: Mapping[str, Path | str] = field(default_factory=dict)
     """Run id to its published folder ``run_id=<run id>``; committed runs only."""
     corpora: Mapping[str, Path] = field(default_factory=dict)
     """Corpus digest to its ``<digest>/contexts.parquet``."""
     vocabs: Mapping[str, Path] = field(default_factory=dict)
     """Tokenizer digest to its ``<digest>.parquet``."""
+    changed: frozenset[str] | set[str] | None = None
+    """Runs that are told anew, or are gone; None: all are told, and no other exists."""
+    derived: Path | None = None
+    """Folder of the indexes over many runs."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,15 @@ _TOKENIZER = _Key(
 )
 
 
+VIEWS = (*RESULT_TABLES, PEAKS, CONTEXTS, VOCAB)
+"""What is read from files when it is asked for."""
+
+
 def columns_of(table: Table) -> tuple[Column, ...]:
     """Return the columns of a table of the catalog: a view has more than its files."""
-    keys = dict.fromkeys(RESULT_TABLES, (_RUN.column,))
-    keys |= {CONTEXTS: (_CORPUS.column,), VOCAB: (_TOKENIZER.column,)}
+    key = (_key(table).column,) if table in VIEWS else ()
     said = LABEL_COLUMNS if table is FEATURES else ()
-    return (*keys.get(table, ()), *table.columns, *said)
+    return (*key, *table.columns, *said)
 
 
 def populate(
@@ -95,22 +106,11 @@ def populate(
     connection.execute("BEGIN")
     try:
         for table in LEDGER_TABLES:
-            given = getattr(rows, table.name)
-            content = given if isinstance(given, pa.Table) else rows_table(table, given)
-            _make_table(connection, table, content)
-        _make_labels(connection)
-        for table in RESULT_TABLES:
-            paths = [folder / table.file for folder in rows.folders.values()]
-            usable = _readable_first(table, paths, careful=careful)
-            if table is FEATURES:
-                has_labels = rows.label_history.num_rows > 0
-                _make_features(connection, usable, has_labels=has_labels)
-            else:
-                _make_view(connection, table, key=_RUN, paths=usable)
-        corpora = _readable_first(CONTEXTS, rows.corpora.values(), careful=careful)
-        _make_view(connection, CONTEXTS, key=_CORPUS, paths=corpora)
-        vocabs = _readable_first(VOCAB, rows.vocabs.values(), careful=careful)
-        _make_view(connection, VOCAB, key=_TOKENIZER, paths=vocabs)
+            make_table(connection, table, getattr(rows, table.name))
+        make_labels(connection)
+        for table in VIEWS:
+            query = select_of(table, rows, careful=careful)
+            make_view(connection, table, with_labels(table, query, rows))
         make_macros(connection)
     except BaseException:
         connection.execute("ROLLBACK")
@@ -127,67 +127,106 @@ def make_macros(connection: duckdb.DuckDBPyConnection) -> None:
         )
 
 
-def _make_table(
-    connection: duckdb.DuckDBPyConnection, table: Table, content: pa.Table
-) -> None:
-    connection.register("_content", content)
-    connection.execute(f"CREATE OR REPLACE TABLE {table.name} AS FROM _content")
-    connection.unregister("_content")
-    comment(connection, table, kind="TABLE", columns=table.columns)
-
-
-def _make_view(
-    connection: duckdb.DuckDBPyConnection, table: Table, *, key: _Key, paths: list[Path]
-) -> None:
-    columns = (key.column, *table.columns)
-    query = _select(table, key, paths)
-    connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {query}")
-    comment(connection, table, kind="VIEW", columns=columns)
-
-
-def _make_labels(connection: duckdb.DuckDBPyConnection) -> None:
+def make_labels(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make or replace the table of labels from the one of their history, with comments."""
     connection.execute(
         f"CREATE OR REPLACE TABLE {LABELS.name} AS {labels_of(LABEL_HISTORY)}"
     )
     comment(connection, LABELS, kind="TABLE", columns=LABELS.columns)
 
 
-def _make_features(
-    connection: duckdb.DuckDBPyConnection, paths: list[Path], *, has_labels: bool
+def make_table(connection: duckdb.DuckDBPyConnection, table: Table, rows: Rows) -> None:
+    """Make or replace a table of the ledger's rows, with comments."""
+    connection.register("_content", rows_table(table, rows))
+    connection.execute(f"CREATE OR REPLACE TABLE {table.name} AS FROM _content")
+    connection.unregister("_content")
+    comment(connection, table, kind="TABLE", columns=table.columns)
+
+
+def make_view(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    query: str,
+    *,
+    schema: str | None = None,
 ) -> None:
-    plain = _select(FEATURES, _RUN, paths)
-    query = labelled(plain, has_labels=has_labels)
-    connection.execute(f"CREATE OR REPLACE VIEW {FEATURES.name} AS {query}")
-    columns = (_RUN.column, *FEATURES.columns, *LABEL_COLUMNS)
-    comment(connection, FEATURES, kind="VIEW", columns=columns)
+    """Make or replace a view; without a query it is empty.
 
-
-def _select(table: Table, key: _Key, paths: list[Path]) -> str:
-    if not paths:
-        columns = (key.column, *table.columns)
+    It has comments unless it is in a schema of its own: each comment copies the view, with
+    the names of ten thousand files.
+    """
+    columns = columns_of(table)
+    if not query:
         typed = ", ".join(f'NULL::{c.type} AS "{c.name}"' for c in columns)
-        return f"SELECT {typed} WHERE false"
-    names = ", ".join(f'"{column.name}"' for column in table.columns)
+        query = f"SELECT {typed} WHERE false"
+    name = table.name if schema is None else f"{schema}.{table.name}"
+    connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
+    if schema is None:
+        comment(connection, table, kind="VIEW", columns=columns)
+
+
+def _key(table: Table) -> _Key:
+    return {CONTEXTS: _CORPUS, VOCAB: _TOKENIZER}.get(table, _RUN)
+
+
+def with_labels(table: Table, query: str, rows: CatalogRows) -> str:
+    """Return the SQL of a table of `VIEWS`, of features with their labels; "" is empty."""
+    if table is not FEATURES or not query:
+        return query
+    return labelled(query, has_labels=rows.label_history.num_rows > 0)
+
+
+def select_of(table: Table, rows: CatalogRows, *, careful: bool = False) -> str:
+    """Return the SQL that reads a table of `VIEWS` from its own files; "" without any.
+
+    Features come without labels. `careful` is that of `populate`.
+    """
+    if table is PEAKS:
+        examples, tokens = (
+            select_of(one, rows, careful=careful) for one in (EXAMPLES, TOKENS)
+        )
+        counted = f"({tokens})" if tokens else None
+        return peaks_of(f"({examples})", counted, by="run_id, ") if examples else ""
+    paths = {
+        CONTEXTS: rows.corpora.values,
+        VOCAB: rows.vocabs.values,
+    }.get(table, lambda: _files(rows.folders.values(), table))()
+    usable = _readable_first(table, map(str, paths), careful=careful)
+    return _select(table, _key(table), usable)
+
+
+def _files(folders: Iterable[Path | str], table: Table) -> Iterable[str]:
+    return (f"{folder}/{table.file}" for folder in folders)  # 10,000 times: no `Path`
+
+
+def _select(table: Table, key: _Key, paths: Sequence[str]) -> str:
+    if not paths:
+        return ""
     source = scan(paths, options=", filename=true")
-    return f'SELECT {key.sql} AS "{key.column.name}", {names} FROM {source}'  # noqa: S608 - our own names
+    return f'SELECT {key.sql} AS "{key.column.name}", {names_of(table)} FROM {source}'  # noqa: S608 - our own names
+
+
+def names_of(table: Table) -> str:
+    """Return the columns of a table, for a SELECT."""
+    return ", ".join(f'"{column.name}"' for column in table.columns)
 
 
 def _readable_first(
-    table: Table, paths: Iterable[Path], *, careful: bool = False
-) -> list[Path]:
+    table: Table, paths: Iterable[str], *, careful: bool = False
+) -> list[str]:
     """Return the paths that exist; one that can be read comes first, [] if none can.
 
     DuckDB takes the types from the first file. A damaged one further on fails the queries
     that need it, by name, and no other.
     """
-    present = sorted(path for path in paths if path.is_file())
+    present = sorted(path for path in paths if os.path.isfile(path))  # noqa: PTH113 - as above
     for number, path in enumerate(present):
         if _is_readable(path) and (not careful or _is_bindable(table, path)):
             return [path, *present[:number], *present[number + 1 :]]
     return []
 
 
-def _is_readable(path: Path) -> bool:
+def _is_readable(path: Path | str) -> bool:
     try:
         pq.read_metadata(path)
     except (OSError, pa.ArrowException, ValueError):  # also names that are no text
@@ -195,11 +234,10 @@ def _is_readable(path: Path) -> bool:
     return True
 
 
-def _is_bindable(table: Table, path: Path) -> bool:
-    names = ", ".join(f'"{column.name}"' for column in table.columns)
+def _is_bindable(table: Table, path: str) -> bool:
     try:
         with duckdb.connect(":memory:", config=CONFIG) as apart:
-            apart.execute(f"SELECT {names} FROM {scan([path])} LIMIT 0")  # noqa: S608 - our own names
+            apart.execute(f"SELECT {names_of(table)} FROM {scan([path])} LIMIT 0")  # noqa: S608 - our own names
     except FAILURES:
         return False
     return True
@@ -213,26 +251,30 @@ def comment(
     columns: Iterable[Column],
 ) -> None:
     """Put meanings and units on a table and its columns."""
-    connection.execute(f"COMMENT ON {kind} {table.name} IS {literal(table.meaning)}")
-    for column in columns:
-        connection.execute(
-            f'COMMENT ON COLUMN {table.name}."{column.name}" IS {literal(column.comment)}'
-        )
+    said = [f"COMMENT ON {kind} {table.name} IS {literal(table.meaning)}"]
+    said += [
+        f'COMMENT ON COLUMN {table.name}."{column.name}" IS {literal(column.comment)}'
+        for column in columns
+    ]
+    connection.execute("; ".join(said))
 
 
-def scan(paths: Iterable[Path], options: str = "") -> str:
+def scan(paths: Iterable[Path | str], options: str = "") -> str:
     """Return the SQL that reads exactly these Parquet files.
 
     Nothing is taken from names of folders (``user=ek`` is no column), and characters of
     patterns in a path stand for themselves. Paths are absolute: a snapshot's views resolve
     against the reader's working directory.
     """
-    names = ", ".join(literal(_exact(path.absolute())) for path in paths)
+    names = ", ".join(literal(_exact(os.path.abspath(path))) for path in paths)  # noqa: PTH100 - 10,000 times
     return f"read_parquet([{names}], hive_partitioning=false{options})"
 
 
-def _exact(path: Path) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
+_PATTERN = str.maketrans({letter: f"[{letter}]" for letter in "*?["})
+
+
+def _exact(path: str) -> str:
+    return path.translate(_PATTERN)
 
 
 def literal(text: str) -> str:
@@ -242,5 +284,4 @@ def literal(text: str) -> str:
 
 def names_of_relations() -> str:
     """Return what can be named in SQL, for messages."""
-    tables = ", ".join(table.name for table in CATALOG)
-    return f"{tables}; and {', '.join(macro.call for macro in MACROS)}"
+    return ", ".join(table.name for table in CATALOG)

@@ -8,8 +8,11 @@ from typing import Any, cast
 import duckdb
 
 from extraction_kit.catalog.answers import Answer
+from extraction_kit.catalog.indexes import discard
+from extraction_kit.catalog.known import Known
 from extraction_kit.catalog.memory import FAILURES, Memory
-from extraction_kit.catalog.relations import CatalogRows, names_of_relations, populate
+from extraction_kit.catalog.peaks import limited, search
+from extraction_kit.catalog.relations import CatalogRows, names_of_relations
 from extraction_kit.catalog.soundness import find_damage
 from extraction_kit.errors import BadQuery, ExtractionKitError, ResultsDamaged
 
@@ -43,15 +46,23 @@ class Session:
     cursor : callable
         Returns a number that grows with every change in the ledger; called before each
         query.
+    changes : callable, optional
+        Returns the rows that changed after a cursor (`CatalogRows.changed`); without it all
+        rows are read again.
     """
 
-    def __init__(self, rows: Callable[[], CatalogRows], cursor: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        rows: Callable[[], CatalogRows],
+        cursor: Callable[[], int],
+        changes: Callable[[int], CatalogRows] | None = None,
+    ) -> None:
         self._rows = rows
         self._cursor = cursor
+        self._changes = changes
         self._memory = Memory()
         self._seen = 0
-        self._folders: Mapping[str, Path] = {}
-        self._absent: Sequence[Path] = ()
+        self._known = Known(CatalogRows())
 
     def sql(
         self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
@@ -60,7 +71,8 @@ class Session:
 
         Tables: ``runs``, ``trainings``, ``events``, ``labels``, ``label_history``,
         ``features``, ``histograms``,
-        ``examples``, ``logits``, ``neighbours``, ``tokens``, ``contexts``, ``vocab``;
+        ``examples``, ``logits``, ``neighbours``, ``tokens``, ``peaks``, ``contexts``,
+        ``vocab``;
         ``DESCRIBE features`` lists columns. Questions with a name:
         ``FROM top_features('<run id>', 50)`` and those of
         :mod:`extraction_kit.catalog.macros`.
@@ -86,7 +98,7 @@ class Session:
         ResultsDamaged
             A file that it reads is damaged; run and file are named.
         """
-        cursor = self._fresh()
+        cursor = self._fresh(query)
         try:
             _check_reads(cursor, query)
             relation = cursor.sql(query, params=params)
@@ -95,26 +107,52 @@ class Session:
         # It does all that a relation does; the types of duckdb say what that is.
         return cast("duckdb.DuckDBPyRelation", Answer(relation, self._explained))
 
+    def search(self, text: str, *, k: int | None = None) -> duckdb.DuckDBPyRelation:
+        """Return which features fire on a token, in all completed runs, surest first.
+
+        Columns run_id, training_id, token, text, feature, n_examples, max_act, n_active.
+
+        Raises
+        ------
+        BadQuery
+            No token of these runs has this text; see `peaks.forms_of`.
+        ResultsDamaged
+            A file that it reads is damaged; run and file are named.
+        """
+        query = search(self.sql, text, vocab="vocab", peaks="peaks", runs="runs")
+        return self.sql(limited(query, k))
+
     def close(self) -> None:
         """Free its memory; the next query opens it again."""
         self._memory.close()
 
-    def _fresh(self) -> duckdb.DuckDBPyConnection:
+    def _fresh(self, query: str) -> duckdb.DuckDBPyConnection:
         memory = self._memory
         with memory.lock:
             now = self._cursor()  # before the rows: what comes between is seen next time
-            back = any(folder.is_dir() for folder in self._absent)
-            if not memory.opened or now != self._seen or back:
-                rows = self._rows()
-                try:
-                    populate(memory.cursor(), rows)
-                except FAILURES:
-                    memory.close()
-                    populate(memory.cursor(), rows, careful=True)
-                self._folders = rows.folders
-                self._absent = [one for one in rows.folders.values() if not one.is_dir()]
-                self._seen = now
+            if not memory.opened or now != self._seen:
+                self._read(now)
+            self._known.look()
+            try:
+                self._known.renew(memory.cursor(), query)
+            except FAILURES:
+                discard(self._known.derived)
+                memory.close()
+                self._read(now, careful=True)
+                self._known.renew(memory.cursor(), query)
             return memory.cursor()
+
+    def _read(self, now: int, *, careful: bool = False) -> None:
+        """Take over what the ledger says: all of it, or what changed since it was read."""
+        first = not self._memory.opened
+        connection = self._memory.cursor()
+        if first or self._changes is None or now < self._seen:
+            known = Known(self._rows(), careful=careful)
+            known.open(connection, first=first)
+            self._known = known
+        else:
+            self._known.take(connection, self._changes(self._seen))
+        self._seen = now
 
     def _explained(self, error: Exception) -> Exception:
         """Return the error that says what a person can do about `error`."""
@@ -124,12 +162,18 @@ class Session:
             # A file may have come or gone, and after an error inside DuckDB itself its
             # database answers nothing any more: the next query begins anew.
             self.close()
-            damage = _damage(error, self._folders)
+            damage = _damage(error, self._known.folders)
             if damage:
                 return ResultsDamaged(
                     f"{damage}\nDuckDB says: {error}\nType ws.verify(): it lists all that is "
                     "damaged, and the views leave those runs out from then on. Until then "
                     "ask for the other ones, for example WHERE run_id <> '...'"
+                )
+            if discard(self._known.derived):
+                return ResultsDamaged(
+                    f"DuckDB says: {error}\nNo file of a run explains it: the index over many "
+                    "runs may be damaged, and was removed. Ask again: each run is read from "
+                    "its own files until the index is built anew"
                 )
             text = (
                 f"{error}\nIf the query is right, a file may be damaged: type ws.verify()"

@@ -350,5 +350,28 @@ LABEL_HISTORY = Table(
 LEDGER_TABLES = (RUNS, TRAININGS, EVENTS, LABEL_HISTORY)
 """What is copied from the ledger."""
 
-CATALOG = (*LEDGER_TABLES, LABELS, *RESULT_TABLES, CONTEXTS, VOCAB)
+PEAKS = Table(
+    "peaks",
+    "Tokens on which the top examples of each feature peak, or on which it was counted most",
+    (
+        Column("feature", "INTEGER", "", "index of the feature in the SAE"),
+        Column("token", "INTEGER", "", "token id"),
+        Column("n_examples", "BIGINT", "examples", "top examples whose peak is on it"),
+        Column(
+            "max_act",
+            "FLOAT",
+            "activation",
+            "largest known on it: of the peaks, and of `tokens` where it is there",
+        ),
+        Column(
+            "n_active",
+            "BIGINT",
+            "tokens",
+            "as in `tokens`; NULL where the run did not count it",
+        ),
+    ),
+)
+"""Derived from `EXAMPLES` and `TOKENS`: it has no file in the folder of a run."""
+
+CATALOG = (*LEDGER_TABLES, LABELS, *RESULT_TABLES, PEAKS, CONTEXTS, VOCAB)
 """Everything that can be named in SQL."""

@@ -1,6 +1,6 @@
 """What happened, in order: one row per change, repeated refusals in one row with a count."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -117,11 +117,15 @@ def count_of(
     return {found: int(count) for found, count in rows}
 
 
-def newest_of(connection: Connection, kinds: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return kind and text of the newest event among `kinds`, by run."""
+def newest_of(
+    connection: Connection, kinds: Sequence[str], run_ids: Collection[str] | None = None
+) -> dict[str, tuple[str, str]]:
+    """Return kind and text of the newest event among `kinds`, by run (of `run_ids` only)."""
+    run_id = events.c.run_id
+    of_runs = run_id.is_not(None) if run_ids is None else run_id.in_(sorted(run_ids))
     rows = connection.execute(
-        select(events.c.run_id, events.c.kind, events.c.text)
-        .where(events.c.kind.in_(kinds), events.c.run_id.is_not(None))
+        select(run_id, events.c.kind, events.c.text)
+        .where(events.c.kind.in_(kinds), of_runs)
         .order_by(events.c.change)
     )
     return {run_id: (kind, text) for run_id, kind, text in rows}

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, bindparam, insert, select, text
 
 from extraction_kit.ledger.events import record
-from extraction_kit.ledger.schema import ACTIVE_SQL, attempts, events, runs, trainings
+from extraction_kit.ledger.schema import ACTIVE_SQL, attempts, runs, trainings
 from extraction_kit.ledger.transitions import Mover, Target
 from extraction_kit.lifecycle import RunState
 
@@ -223,11 +223,3 @@ def insert_training(connection: Connection, row: Mapping[str, Any], *, by: Mover
         actor=by.label,
         text=f"training {row['training_id']}, digest {row['digest'][:12]}",
     )
-
-
-def all_events(connection: Connection) -> list[dict[str, Any]]:
-    """Return all events as plain rows, oldest first; none of a deleted run."""
-    gone = select(runs.c.run_id).where(runs.c.deleted_at.is_not(None))
-    shown = events.c.run_id.is_(None) | events.c.run_id.not_in(gone)
-    rows = connection.execute(select(events).where(shown).order_by(events.c.seq))
-    return [dict(row._mapping) for row in rows]  # noqa: SLF001 - see above

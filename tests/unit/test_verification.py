@@ -9,7 +9,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from extraction_kit import status
+from extraction_kit import cataloguing
 from extraction_kit.catalog import export
 from extraction_kit.catalog.tables import CATALOG, Column
 from extraction_kit.cli import main
@@ -287,8 +287,10 @@ def test_two_exports_to_one_name_leave_one_whole_file(runs, tmp_path, monkeypatc
 def test_the_snapshot_is_rebuilt_when_it_is_behind_gone_or_altered_and_only_then(runs):
     bench, path = runs.bench, runs.bench.paths.catalog
     one = runs.completed("one")
-    assert status.write_snapshot(bench)
-    assert not status.write_snapshot(bench)  # of several that wait the last finds it done
+    assert cataloguing.write_snapshot(bench)
+    assert not cataloguing.write_snapshot(
+        bench
+    )  # of several that wait the last finds it done
     good = path.read_bytes()
     for spoil in (
         path.unlink,
@@ -296,15 +298,15 @@ def test_the_snapshot_is_rebuilt_when_it_is_behind_gone_or_altered_and_only_then
         lambda: bench.paths.catalog_card.write_text("{"),
     ):
         spoil()
-        assert status.write_snapshot(bench)
+        assert cataloguing.write_snapshot(bench)
         with duckdb.connect(str(path), read_only=True) as snapshot:
             assert snapshot.execute("SELECT run_id FROM runs").fetchall() == [(one,)]
             found = snapshot.execute("FROM examples_of(?, 2)", [one]).fetchall()
             assert len(found) == TOP_K
-        assert not status.write_snapshot(bench)
+        assert not cataloguing.write_snapshot(bench)
     runs.completed("two", seed=1)
-    assert status.write_snapshot(bench)
-    assert status.write_snapshot(bench, anew=True)
+    assert cataloguing.write_snapshot(bench)
+    assert cataloguing.write_snapshot(bench, anew=True)
 
 
 @pytest.mark.usefixtures("two")

@@ -1,0 +1,140 @@
+"""A session takes over what changed, and makes a view when a query names it."""
+
+from dataclasses import replace
+
+import pytest
+
+from extraction_kit.catalog.publish import publish, stage
+from extraction_kit.catalog.relations import CatalogRows
+from extraction_kit.catalog.session import Session
+from tests.unit.synthetic import synthetic
+
+A, B = "00000000000000aa", "00000000000000bb"
+
+
+class Ledger:
+    """Hands over all runs once, and then those that changed."""
+
+    def __init__(self, home):
+        self.home, self.change, self.log = home, 1, []
+        self.runs, self.folders = {}, {}
+        self.read_whole = self.read_changes = 0
+
+    def commit(self, run_id, **columns):
+        final = self.home / f"run_id={run_id}"
+        if not final.exists():
+            made = synthetic()
+            stage(self.home / "staged", made.result, made.manifest)
+            assert publish(self.home / "staged", final)
+        self.runs[run_id] = {"run_id": run_id, "state": "completed", **columns}
+        self.folders[run_id] = final
+        self.tell(run_id)
+
+    def delete(self, run_id):
+        del self.runs[run_id], self.folders[run_id]
+        self.tell(run_id)
+
+    def tell(self, run_id):
+        self.change += 1
+        self.log.append((self.change, run_id))
+
+    def whole(self):
+        self.read_whole += 1
+        return CatalogRows(
+            runs=list(self.runs.values()),
+            folders=dict(self.folders),
+            events=lambda: {"seq": [change for change, _ in self.log]},
+        )
+
+    def changes(self, since):
+        self.read_changes += 1
+        changed = {run_id for change, run_id in self.log if change > since}
+        return replace(
+            self.whole(),
+            changed=changed,
+            runs=[run for run_id, run in self.runs.items() if run_id in changed],
+            folders={one: path for one, path in self.folders.items() if one in changed},
+        )
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path)
+
+
+@pytest.fixture
+def session(ledger):
+    ledger.commit(A)
+    session = Session(ledger.whole, lambda: ledger.change, ledger.changes)
+    yield session
+    session.close()
+
+
+def found(session):
+    runs = session.sql("SELECT run_id, l0 FROM runs ORDER BY run_id").fetchall()
+    features = session.sql("SELECT DISTINCT run_id FROM features ORDER BY 1").fetchall()
+    assert features == [(run_id,) for run_id, _ in runs]
+    return runs
+
+
+def test_only_what_changed_is_read_again(session, ledger):
+    assert found(session) == [(A, None)]
+    ledger.commit(B, l0=1.5)
+    assert found(session) == [(A, None), (B, 1.5)]
+    ledger.commit(A, l0=2.5)
+    assert found(session) == [(A, 2.5), (B, 1.5)]
+    ledger.delete(B)
+    assert found(session) == [(A, 2.5)]
+    assert ledger.read_changes == 3
+    assert session.sql("SELECT count(*) FROM events").fetchall() == [(4,)]
+
+
+def test_a_ledger_that_was_put_back_is_read_as_a_whole(session, ledger):
+    ledger.commit(B)
+    assert len(found(session)) == 2
+    del ledger.runs[B], ledger.folders[B]  # a backup, with an older cursor
+    ledger.change = 2
+    assert found(session) == [(A, None)]
+    assert ledger.read_changes == 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT count(*) FROM FEATURES",
+        'SELECT count(*) FROM main."features"',
+        "WITH f AS (FROM features) SELECT count(*) FROM f",
+        "SELECT count(*) FROM query_table('fea' || 'tures')",
+        "SELECT count(*) FROM query('FROM fea' || 'tures')",
+    ],
+)
+def test_a_view_is_current_however_a_query_names_it(session, ledger, query):
+    assert session.sql(query).fetchall() == [(16,)]
+    ledger.commit(B)
+    assert session.sql(query).fetchall() == [(32,)]
+
+
+def test_a_macro_sees_what_is_current(session, ledger, tmp_path):
+    made = synthetic()
+    contexts, vocab = made.write_corpus(tmp_path)
+    whole = ledger.whole
+    ledger.whole = lambda: replace(whole(), vocabs={"beef": vocab}, corpora={"c": contexts})
+    session = Session(ledger.whole, lambda: ledger.change, ledger.changes)
+    ledger.commit(A, tokenizer_digest="beef")
+    query = "SELECT DISTINCT run_id FROM search_token('tok7')"
+    assert session.sql(query).fetchall() == [(A,)]
+    ledger.commit(B, tokenizer_digest="beef")
+    assert sorted(session.sql(query).fetchall()) == [(A,), (B,)]
+
+
+def test_comments_stay_when_views_and_rows_change(session, ledger):
+    query = (
+        "SELECT count(*) FROM duckdb_columns() WHERE comment IS NOT NULL "
+        "AND schema_name = 'main' AND table_name IN ('runs', 'features')"
+    )
+    before = session.sql(query).fetchall()
+    assert before[0][0] > 40
+    found(session)
+    ledger.commit(B)
+    found(session)
+    assert session.sql(query).fetchall() == before
