@@ -62,7 +62,8 @@ def build(bench: Workbench, *, now: bool = False) -> str:
         os.close(lock)
     n_runs = sum(len(segment.runs) for segment in index.segments)
     left_out = f"; {len(index.left_out)} damaged ones left out" if index.left_out else ""
-    return f"{n_runs} runs are in the indexes{left_out}"
+    covered = "1 run is" if n_runs == 1 else f"{n_runs} runs are"
+    return f"{covered} in the indexes{left_out}"
 
 
 class Builder:

@@ -125,3 +125,19 @@ def test_runs_of_one_text_share_its_contexts(bench):
     assert {path.name for path in bench.paths.corpora.iterdir() if path.is_dir()} == digests
     assert len(digests) == 1
     assert not list(bench.paths.results.rglob("contexts.parquet"))
+
+
+def test_a_deleted_run_leaves_the_indexes_and_comes_back_with_its_restoration(
+    workspace, bench
+):
+    assert indexing.build(bench, now=True) == "2 runs are in the indexes"
+    gone = workspace.run(workspace.views()[0].run_id)
+    shown = "SELECT DISTINCT run_id FROM features"
+    gone.delete()
+    try:
+        assert gone.run_id not in {run_id for (run_id,) in workspace.sql(shown).fetchall()}
+        assert indexing.build(bench, now=True) == "1 run is in the indexes"
+    finally:
+        workspace.restore(gone.run_id)
+    assert indexing.build(bench, now=True) == "2 runs are in the indexes"
+    assert len(workspace.sql(shown).fetchall()) == 2
