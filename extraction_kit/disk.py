@@ -40,6 +40,8 @@ class DiskUse:
     """By digest; runs share them."""
     deleted: int = 0
     """Results and checkpoints of deleted runs that are not purged yet."""
+    indexes: int = 0
+    """Indexes over many runs: the folder ``derived`` may be deleted at any time."""
     warning: str = ""
     """What is about to be full, and what to do; empty if nothing is."""
 
@@ -47,11 +49,12 @@ class DiskUse:
         """Return one line, and the warning."""
         results = sum(run.results for run in self.runs.values())
         checkpoints = sum(run.checkpoints for run in self.runs.values())
+        indexes = f"indexes {size_text(self.indexes)}, " if self.indexes else ""
         line = (
             f"{self.folder}: results {size_text(results)}, checkpoints "
             f"{size_text(checkpoints)}, {len(self.corpora)} corpora "
-            f"{size_text(sum(self.corpora.values()))}, deleted {size_text(self.deleted)}, "
-            f"free {size_text(self.free)}"
+            f"{size_text(sum(self.corpora.values()))}, {indexes}deleted "
+            f"{size_text(self.deleted)}, free {size_text(self.free)}"
         )
         return f"{line}\n{self.warning}" if self.warning else line
 
@@ -83,6 +86,7 @@ def usage(bench: Workbench) -> DiskUse:
             for digest in sorted({run.corpus_digest for run in kept})
         },
         deleted=sum(sizes[run_id].results + sizes[run_id].checkpoints for run_id in gone),
+        indexes=tree_bytes(paths.derived),
         warning=warning(bench),
     )
 

@@ -11,6 +11,7 @@ import pytest
 from extraction_kit import ExtractionConfig, Settings, Workspace, indexing, monitor
 from extraction_kit.catalog import indexes
 from extraction_kit.catalog.publish import read_manifest
+from extraction_kit.disk import size_text, tree_bytes
 from extraction_kit.errors import BadQuery
 from extraction_kit.lifecycle import RunState
 from tests.waiting import until
@@ -71,17 +72,18 @@ def command(bench, *arguments):
 
 
 def test_the_monitor_builds_them_above_a_number_of_runs(bench):
+    log = bench.paths.logs / "index.log"
     stop = threading.Event()
     watching = threading.Thread(target=monitor.watch, args=(bench, print, stop))
     watching.start()
     try:
-        until(lambda: n_indexed(bench) == 2, "the runs are indexed")
+        until(lambda: log.exists() and log.read_text(), "the runs are indexed")
     finally:
         stop.set()
         watching.join()
     assert not indexing.is_due(bench)
-    log = (bench.paths.logs / "index.log").read_text()
-    assert log.splitlines()[-1] == "2 runs are in the indexes"
+    assert n_indexed(bench) == 2
+    assert log.read_text() == "2 runs are in the indexes\n"
 
 
 def test_the_command_builds_them_once_and_not_below_that_number(bench):
@@ -90,8 +92,12 @@ def test_the_command_builds_them_once_and_not_below_that_number(bench):
         few, "index"
     )
     assert n_indexed(bench) == 0
+    assert Workspace(bench.paths.home).disk().indexes == 0
     assert command(few, "index", "--now") == "2 runs are in the indexes\n"
     assert "nothing to do" in command(bench, "index")
+    use = Workspace(bench.paths.home).disk()
+    assert use.indexes == tree_bytes(bench.paths.derived) > 1000
+    assert f"indexes {size_text(use.indexes)}" in repr(use)
 
 
 def test_a_look_from_cron_builds_them_too(bench):
