@@ -24,7 +24,7 @@ from extraction_kit.sources.models import HookedModel
 from extraction_kit.sources.sae_weights import load_weights
 from extraction_kit.sources.saes import Autoencoder, SparseAutoencoder
 from extraction_kit.stats import Contexts
-from extraction_kit.trainings import Hookpoint, Training
+from extraction_kit.trainings import Hookpoint, SaeSpec, Training
 from extraction_kit.trainings.families import FAMILIES
 from extraction_kit.trainings.hookpoints import layer_hooks
 from extraction_kit.trainings.model_folder import read_model_config
@@ -36,6 +36,8 @@ BETTER = 0.7
 NO_BETTER_THAN_MEAN = 1.0
 """The FVU of a constant; at or above it nothing is computed."""
 _TOKENS = 512  # on which explanations are tried
+_FEWEST = 64  # of an SAE so large that more would take minutes
+_WORK = 2**35  # multiplications of the encoder for one explanation on a CPU: about a second
 _NEAR = 2  # layers below within which another place is always looked for
 
 
@@ -139,12 +141,20 @@ def preflight(parts: Parts, batch: Batch, *, refuse: bool) -> Preflight:
     fvu = measured if parts.compared and math.isfinite(measured) else None
     found = Preflight(n_tokens=int(batch.valid.sum()), l0=l0, fvu=fvu)
     if fvu is not None:
-        found = _diagnosed(parts, batch.first(_TOKENS), found, costly=fvu > DOUBTFUL_FVU)
+        few = batch.first(_n_tried(parts.training.sae, x.device))
+        found = _diagnosed(parts, few, found, costly=fvu > DOUBTFUL_FVU)
     silent = l0 == 0
     useless = fvu is not None and fvu >= NO_BETTER_THAN_MEAN
     if refuse and (silent or useless or found.likely_cause is not None):
         raise BadSae(_refusal(parts.training, found))
     return found
+
+
+def _n_tried(sae: SaeSpec, device: torch.device) -> int:
+    """Return on how many tokens explanations are tried: there may be a hundred of them."""
+    if device.type != "cpu":
+        return _TOKENS
+    return max(_FEWEST, min(_TOKENS, _WORK // (sae.d_in * sae.d_sae)))
 
 
 def _measure(

@@ -71,7 +71,7 @@ def corpus_in(workspace: Workspace) -> Corpus:
         context_size=large.CONTEXT_SIZE,
         source="Zipf's law",
         tokenizer_digest=tokenizer,
-        vocab=paths.vocab / "beef.parquet",
+        vocab=paths.vocab / f"{tokenizer}.parquet",
         vocab_size=large.N_VOCAB,
         pad_id=0,
         masks={},

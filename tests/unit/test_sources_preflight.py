@@ -19,6 +19,7 @@ from extraction_kit.demo.sae_training import (
 from extraction_kit.errors import BadCorpus, BadSae
 from extraction_kit.extraction import extract
 from extraction_kit.paths import Paths
+from extraction_kit.sources import preflight
 from extraction_kit.testing import tiny_training
 from extraction_kit.trainings import describe_model, describe_tokenizer, describe_training
 
@@ -243,3 +244,38 @@ def test_the_preflight_does_not_change_the_numbers(run, train):
     assert int(result.features["n_active"].sum()) == pytest.approx(
         result.summary["l0"] * CONFIG.n_tokens
     )
+
+
+def test_of_a_very_large_sae_few_tokens_are_tried_and_the_cause_is_named(
+    run, train, monkeypatch
+):
+    monkeypatch.setattr(preflight, "_WORK", 1)  # as if each token took a second
+    measured, rows = preflight._measure, []
+    monkeypatch.setattr(
+        preflight,
+        "_measure",
+        lambda sae, x, *rest, **named: (
+            rows.append(len(x)) or measured(sae, x, *rest, **named)
+        ),
+    )
+    with pytest.raises(BadSae, match="Likely cause: wrong layer"):
+        run(train("right"), hook_name="blocks.3.hook_resid_post")
+    whole, *tried = rows
+    assert whole == 512
+    assert max(tried) == 64
+
+
+def test_the_larger_the_sae_the_fewer_tokens_are_tried(train, tiny):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    small = describe_training("t", sae=train("right"), model=tiny.model).sae
+
+    def n_tried(d_sae, device):
+        return preflight._n_tried(replace(small, d_in=512, d_sae=d_sae), device)
+
+    assert [n_tried(d_sae, cpu) for d_sae in (8192, 2**18, 2**20, 2**22)] == [
+        512,
+        256,
+        64,
+        64,
+    ]
+    assert n_tried(2**20, gpu) == 512
