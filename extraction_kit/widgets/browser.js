@@ -172,7 +172,7 @@ function render({ model, el: host, signal }) {
         const found = await ask("feature", { ...target, group });
         trouble = "";
         say(p.note, "");
-        take(found, !("row" in target));
+        take(found, !("row" in target) && !wanted); // the list shows what is wanted by now
       } catch (reason) {
         if (!("row" in target) || target.revision === revision) failed(reason);
       }

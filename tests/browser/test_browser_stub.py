@@ -40,6 +40,14 @@ A_MILLION = """() => {
 }"""
 
 
+# The kernel hears nothing until release() is called.
+HOLD = """() => {
+  window.held = [];
+  model.send = (message) => held.push(message);
+  window.release = () => { delete model.send; held.splice(0).forEach((m) => model.send(m)); };
+}"""
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     return write_result(tmp_path_factory.mktemp("result") / "here")
@@ -256,6 +264,16 @@ def test_a_similar_feature_and_python_lead_to_another_one(shown, result):
     expect(made.page.get_by_role("button", name="mark feature 480")).to_have_attribute(
         "aria-pressed", "true"
     )
+
+
+def test_the_row_chosen_last_stays_chosen_when_a_jump_is_answered_late(shown, result):
+    made = shown(result.browse(20))
+    made.page.evaluate(HOLD)
+    made.page.get_by_role("button", name="25", exact=True).click()
+    made.page.keyboard.press("j")
+    made.page.evaluate("release()")
+    shows(made, 21)
+    assert text_of(chosen(made), "id") == "21"
 
 
 def test_markup_and_marks_of_direction_stay_text(shown, result):
