@@ -143,8 +143,8 @@ function render({ model, el: host, signal }) {
   const p = browserParts(facts);
   let [listing, revision, marks] = [{}, 0, []];
   let page = null;
-  let [group, size] = ["top", "line"];
-  let [wanted, going, searching, wantedRows] = [null, false, 0, null];
+  let [group, size] = ["top", "line"]; // wanted; page.group is what is seen
+  let [wanted, aim, searching, wantedRows] = [null, null, 0, null];
   let [asked, relisting] = [null, false];
   let trouble = "";
 
@@ -163,21 +163,20 @@ function render({ model, el: host, signal }) {
   // One question at a time, then the newest: a key that is held down never queues up.
   async function go(target) {
     wanted = target;
-    if (going) return;
-    going = true;
+    if (aim) return;
     while (wanted) {
-      const target = wanted;
-      wanted = null;
+      [aim, wanted] = [wanted, null];
+      const byRow = "row" in aim;
       try {
-        const found = await ask("feature", { ...target, group });
+        const found = await ask("feature", { ...aim, group });
         trouble = "";
         say(p.note, "");
-        take(found, !("row" in target) && !wanted); // the list shows what is wanted by now
+        take(found, !byRow && !wanted); // the list shows what is wanted by now
       } catch (reason) {
-        if (!("row" in target) || target.revision === revision) failed(reason);
+        if (!byRow || aim.revision === revision) failed(reason);
       }
     }
-    going = false;
+    aim = null;
   }
 
   async function fetchRows(span) {
@@ -226,7 +225,6 @@ function render({ model, el: host, signal }) {
 
   function take(found, isJump) {
     page = found;
-    group = found.group;
     if (isJump) list.place(found.at);
     draw();
   }
@@ -234,7 +232,9 @@ function render({ model, el: host, signal }) {
   function told(content) {
     if (content.list) listed(content.list);
     if (content.marks) marked(content.marks);
-    if (content.feature) take(content.feature, true);
+    if (!content.feature) return;
+    group = content.feature.group;
+    take(content.feature, true);
   }
 
   function marked(features) {
@@ -296,14 +296,14 @@ function render({ model, el: host, signal }) {
   }
 
   function drawTabs() {
-    const shown = facts.groups.filter((name) => page.groups[name] || name === group);
+    const shown = facts.groups.filter((name) => page.groups[name] || name === page.group);
     const focused = p.tabs.contains(document.activeElement);
     p.tabs.replaceChildren(...shown.map((name) => {
       const [text, title] = GROUP_NAMES[name];
       const tab = press("xk-tab", text, null);
       tab.append(el("span", "xk-n", String(page.groups[name])));
-      attrs(tab, { role: "tab", title, "aria-selected": name === group });
-      attrs(tab, { tabindex: name === group ? 0 : -1 });
+      attrs(tab, { role: "tab", title, "aria-selected": name === page.group });
+      attrs(tab, { tabindex: name === page.group ? 0 : -1 });
       tab.addEventListener("click", () => pickGroup(name));
       return tab;
     }));
@@ -327,10 +327,10 @@ function render({ model, el: host, signal }) {
 
   async function showWhole() {
     drawSamples(page.examples);
-    const { feature } = page;
+    const { feature, group } = page;
     try {
       const found = await ask("examples", { feature, group, whole: true });
-      if (page.feature === feature && size === "context" && found.group === group)
+      if (page.feature === feature && page.group === group && size === "context")
         drawSamples(found.examples);
     } catch (reason) {
       failed(reason);
@@ -341,7 +341,7 @@ function render({ model, el: host, signal }) {
 
   function pickGroup(name) {
     group = name;
-    go({ feature: page.feature });
+    go(wanted ?? aim ?? { feature: page.feature });
   }
 
   function pickSize(name) {

@@ -276,6 +276,22 @@ def test_the_row_chosen_last_stays_chosen_when_a_jump_is_answered_late(shown, re
     assert text_of(chosen(made), "id") == "21"
 
 
+def test_a_group_that_is_chosen_while_the_kernel_is_busy_is_the_one_shown(shown, result):
+    made = shown(result.browse(20))
+    rows(made).focus()
+    made.page.evaluate(HOLD)
+    for key in "jgg":
+        made.page.keyboard.press(key)
+    tab = made.page.get_by_role("tab", selected=True)
+    expect(tab).to_contain_text("Top")  # what is seen is still of the other group
+    made.page.evaluate("release()")
+    shows(made, 21)
+    expect(tab).to_contain_text(BAND_2)
+    made.page.keyboard.press("j")
+    shows(made, 22)
+    expect(tab).to_contain_text(BAND_2)
+
+
 def test_markup_and_marks_of_direction_stay_text(shown, result):
     made = shown(labelled(result, HOSTILE[0] + HOSTILE[3]))
     rows(made).focus()
