@@ -67,7 +67,8 @@ function browserParts(facts) {
     panels: el("div", "xk-panels"),
     dead: el("div", "xk-empty"),
     tabs: attrs(el("div", "xk-tabs"), { role: "tablist", "aria-label": "groups of examples" }),
-    sizes: attrs(el("div", "xk-sizes"), { role: "group", "aria-label": "how much of the context" }),
+    sizes: new Map(Object.entries(SIZES).map(([name, [text, title]]) =>
+      [name, attrs(press("xk-size", text, null), { title })])),
     samples: el("ol", "xk-samples"),
     legend: el("div", "xk-legend"),
     further: el("div", "xk-panels"),
@@ -90,8 +91,11 @@ function assemble(facts, p, list) {
     attrs(el("div", "xk-keys", ...["↑↓ j k", "/ search", "m mark", "g group", "c context"].map(
       (text) => el("span", "", text))), { "aria-hidden": "true" }));
   const head = el("div", "xk-top", p.title, p.label, el("span", "xk-nav", p.back, p.on, p.mark));
+  const sizes = attrs(el("div", "xk-sizes", ...p.sizes.values()), {
+    role: "group", "aria-label": "how much of the context",
+  });
   p.read = attrs(el("div", "xk-read", head, p.figures, p.weights, p.dead, p.panels,
-    el("div", "xk-chooser", p.tabs, p.sizes), p.samples, p.legend, p.further, p.absent), {
+    el("div", "xk-chooser", p.tabs, sizes), p.samples, p.legend, p.further, p.absent), {
     ...KEEP, role: "region", tabindex: 0, "aria-label": "feature",
   });
   const names = el("div", "xk-about", ...about.map((text) => el("bdi", "", text)));
@@ -272,7 +276,10 @@ function render({ model, el: host, signal }) {
     attrs(p.mark, { "aria-pressed": on, "aria-label": `mark feature ${page.feature}` });
   }
 
+  const focused = () => root.getRootNode().activeElement;
+
   function draw() {
+    const held = p.read.contains(focused()) ? focused() : null;
     say(p.title, `Feature ${page.feature}`);
     say(p.label, page.label ?? "");
     attrs(p.read, { "aria-label": `feature ${page.feature}` });
@@ -292,12 +299,15 @@ function render({ model, el: host, signal }) {
     if (size === "context") showWhole();
     else drawSamples(page.examples);
     p.read.scrollTop = 0;
+    // An element that is gone or hidden would give the keyboard to the notebook.
+    if (held && !held.getClientRects().length && !p.tabs.contains(focused()))
+      p.read.focus({ preventScroll: true });
     attrs(root, { "data-feature": page.feature });
   }
 
   function drawTabs() {
     const shown = facts.groups.filter((name) => page.groups[name] || name === page.group);
-    const focused = p.tabs.contains(document.activeElement);
+    const inTabs = p.tabs.contains(focused());
     p.tabs.replaceChildren(...shown.map((name) => {
       const [text, title] = GROUP_NAMES[name];
       const tab = press("xk-tab", text, null);
@@ -307,14 +317,12 @@ function render({ model, el: host, signal }) {
       tab.addEventListener("click", () => pickGroup(name));
       return tab;
     }));
-    if (focused) p.tabs.querySelector("[aria-selected=true]")?.focus();
     p.tabs.parentElement.hidden = page.dead;
-    p.sizes.replaceChildren(...Object.entries(SIZES).map(([name, [text, title]]) => {
-      const button = attrs(press("xk-size", text, null), { title, "aria-pressed": name === size });
-      button.addEventListener("click", () => pickSize(name));
-      return button;
-    }));
+    if (inTabs) p.tabs.querySelector("[aria-selected=true]")?.focus();
   }
+
+  const drawSizes = () =>
+    p.sizes.forEach((button, name) => attrs(button, { "aria-pressed": name === size }));
 
   function drawSamples(examples) {
     const scale = page.stats.max_act;
@@ -346,9 +354,7 @@ function render({ model, el: host, signal }) {
 
   function pickSize(name) {
     size = name;
-    const focused = p.sizes.contains(document.activeElement);
-    drawTabs();
-    if (focused) p.sizes.querySelector("[aria-pressed=true]").focus();
+    drawSizes();
     if (size === "context") showWhole();
     else drawSamples(page.examples);
   }
@@ -455,6 +461,7 @@ function render({ model, el: host, signal }) {
   p.back.addEventListener("click", () => list.key("k"));
   p.on.addEventListener("click", () => list.key("j"));
   p.mark.addEventListener("click", toggleMark);
+  p.sizes.forEach((button, name) => button.addEventListener("click", () => pickSize(name)));
 
   const heard = (message) => {
     if (message?.kind === "told") told(message.content);
@@ -462,6 +469,7 @@ function render({ model, el: host, signal }) {
   };
   model.on("msg:custom", heard);
   say(p.note, "");
+  drawSizes();
   ask("open", { rows: FIRST_ROWS }).then(told, failed);
 
   const stop = () => {

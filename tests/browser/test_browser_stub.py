@@ -292,6 +292,33 @@ def test_a_group_that_is_chosen_while_the_kernel_is_busy_is_the_one_shown(shown,
     expect(tab).to_contain_text(BAND_2)
 
 
+def test_the_keyboard_is_not_lost_with_the_button_that_was_pressed(shown, result):
+    made = shown(result.browse(20))
+    press = made.page.keyboard.press
+    near = made.page.get_by_role("button", name="25", exact=True)
+    near.focus()
+    press("Enter")
+    shows(made, 25)
+    expect(made.page.get_by_role("region", name="feature 25")).to_be_focused()
+    press("k")
+    shows(made, 24)
+    window = made.page.get_by_role("button", name="Window")
+    window.focus()
+    press("j")  # the buttons of the sizes are the same for every feature
+    shows(made, 25)
+    expect(window).to_be_focused()
+    press("Enter")
+    expect(window).to_have_attribute("aria-pressed", "true")
+    for control in (window, made.page.get_by_role("tab", selected=True)):
+        made.page.get_by_role("searchbox").fill(f"#{DEAD - 1}")
+        press("Enter")
+        shows(made, DEAD - 1)
+        control.focus()
+        press("j")  # a dead feature has no examples to choose from
+        shows(made, DEAD)
+        expect(made.page.get_by_role("region")).to_be_focused()
+
+
 def test_markup_and_marks_of_direction_stay_text(shown, result):
     made = shown(labelled(result, HOSTILE[0] + HOSTILE[3]))
     rows(made).focus()
