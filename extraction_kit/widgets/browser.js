@@ -145,7 +145,8 @@ function questions(model, tell) {
 function render({ model, el: host, signal }) {
   const facts = model.get("facts");
   const p = browserParts(facts);
-  let [listing, revision, marks] = [{}, 0, []];
+  let [listing, revision] = [{}, 0];
+  let [marks, settled, marking] = [[], [], 0]; // settled: as the kernel said last
   let page = null;
   let [group, size] = ["top", "line"]; // wanted; page.group is what is seen
   let [wanted, aim, searching, wantedRows] = [null, null, 0, null];
@@ -235,7 +236,7 @@ function render({ model, el: host, signal }) {
 
   function told(content) {
     if (content.list) listed(content.list);
-    if (content.marks) marked(content.marks);
+    if (content.marks) marked((settled = content.marks));
     if (!content.feature) return;
     group = content.feature.group;
     take(content.feature, true);
@@ -361,14 +362,19 @@ function render({ model, el: host, signal }) {
 
   const next = (names, name) => names[(names.indexOf(name) + 1) % names.length];
 
+  // Seen at once; what the kernel says of the last press counts.
   async function toggleMark() {
+    if (!page) return;
     const feature = list.chosen() ?? page.feature;
     const on = !marks.includes(feature);
+    const mine = ++marking;
+    marked(on ? [...marks, feature] : marks.filter((one) => one !== feature));
     try {
-      marked((await ask("mark", { feature, on })).marks);
+      settled = (await ask("mark", { feature, on })).marks;
     } catch (reason) {
       failed(reason);
     }
+    if (mine === marking) marked(settled);
   }
 
   function sortBy(name) {

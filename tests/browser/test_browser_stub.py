@@ -319,6 +319,36 @@ def test_the_keyboard_is_not_lost_with_the_button_that_was_pressed(shown, result
         expect(made.page.get_by_role("region")).to_be_focused()
 
 
+REFUSE = """(reason) => { model.send = (m) => setTimeout(() =>
+  model.fire('msg:custom', {kind: 'answer', id: m.id, ok: false, reason})); }"""
+
+
+def test_a_mark_is_seen_at_once_and_the_last_press_counts(shown, result):
+    browser = result.browse(20)
+    made = shown(browser)
+    mark = made.page.get_by_role("button", name="mark feature 20")
+    rows(made).focus()
+    made.page.evaluate(HOLD)
+    for pressed in ("true", "false", "true"):
+        made.page.keyboard.press("m")
+        expect(mark).to_have_attribute("aria-pressed", pressed)
+    made.page.evaluate(
+        """() => { const box = document.querySelector('.xk-mark').closest('.xk-browser');
+        window.seen = []; new MutationObserver(() => seen.push(
+            box.querySelector('[aria-label="mark feature 20"]')?.ariaPressed
+        )).observe(box, {subtree: true, attributes: true, attributeFilter: ['aria-pressed']});
+        release(); }"""
+    )
+    made.page.keyboard.press("j")
+    shows(made, 21)  # the kernel answers in order: the marks are settled
+    assert browser.selection == [20]
+    assert "false" not in made.page.evaluate("seen")
+    made.page.evaluate(REFUSE, "no")
+    made.page.keyboard.press("m")
+    expect(made.page.locator(".xk-note")).to_have_text("no")
+    expect(made.page.get_by_text("600 features · 1 marked")).to_be_visible()
+
+
 def test_markup_and_marks_of_direction_stay_text(shown, result):
     made = shown(labelled(result, HOSTILE[0] + HOSTILE[3]))
     rows(made).focus()
