@@ -73,7 +73,8 @@ function browserParts(facts) {
     legend: el("div", "xk-legend"),
     further: el("div", "xk-panels"),
     absent: el("ul", "xk-absent"),
-    note: attrs(el("div", "xk-note"), { role: "status" }),
+    note: el("div", "xk-note"),
+    live: attrs(el("div", "xk-live"), { role: "status" }), // always there, else nobody hears it
   };
   if (facts.labelled) p.byLabel = press("xk-sort", "label");
   return p;
@@ -99,7 +100,8 @@ function assemble(facts, p, list) {
     ...KEEP, role: "region", tabindex: 0, "aria-label": "feature",
   });
   const names = el("div", "xk-about", ...about.map((text) => el("bdi", "", text)));
-  const root = el("section", "xk-root xk-browser", names, el("div", "xk-panes", side, p.read), p.note);
+  const panes = el("div", "xk-panes", side, p.read);
+  const root = el("section", "xk-root xk-browser", names, panes, p.note, p.live);
   return attrs(root, { role: "group", "aria-label": `features of ${facts.title}` });
 }
 
@@ -153,11 +155,16 @@ function render({ model, el: host, signal }) {
   let [asked, relisting] = [null, false];
   let trouble = "";
 
-  const ask = questions(model, (text) => say(p.note, text || trouble));
+  const noted = (text = "") => {
+    say(p.note, text || trouble);
+    if (p.live.textContent !== p.note.textContent) p.live.textContent = p.note.textContent;
+  };
   const failed = (reason) => {
     trouble = String(reason);
-    say(p.note, trouble);
+    noted();
   };
+  const worked = () => failed("");
+  const ask = questions(model, noted);
   const list = makeList({
     pick: (row) => go({ revision, row }),
     rows: (start, count) => fetchRows({ start, count }),
@@ -174,8 +181,7 @@ function render({ model, el: host, signal }) {
       const byRow = "row" in aim;
       try {
         const found = await ask("feature", { ...aim, group });
-        trouble = "";
-        say(p.note, "");
+        worked();
         take(found, !byRow && !wanted); // the list shows what is wanted by now
       } catch (reason) {
         if (!byRow || aim.revision === revision) failed(reason);
@@ -210,8 +216,7 @@ function render({ model, el: host, signal }) {
       const next = asked;
       try {
         listed(await ask("list", { listing: next, rows: FIRST_ROWS }));
-        trouble = "";
-        say(p.note, "");
+        worked();
       } catch (reason) {
         failed(reason);
       }
@@ -474,7 +479,7 @@ function render({ model, el: host, signal }) {
     else ask.heard(message);
   };
   model.on("msg:custom", heard);
-  say(p.note, "");
+  noted();
   drawSizes();
   ask("open", { rows: FIRST_ROWS }).then(told, failed);
 

@@ -47,6 +47,9 @@ HOLD = """() => {
   window.release = () => { delete model.send; held.splice(0).forEach((m) => model.send(m)); };
 }"""
 
+REFUSE = """(reason) => { model.send = (m) => setTimeout(() =>
+  model.fire('msg:custom', {kind: 'answer', id: m.id, ok: false, reason})); }"""
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
@@ -75,6 +78,10 @@ def rows(made):
 
 def shows(made, feature):
     expect(made.page.locator(".xk-browser")).to_have_attribute("data-feature", str(feature))
+
+
+def note(made):
+    return made.page.locator(".xk-note")
 
 
 def chosen(made):
@@ -109,7 +116,7 @@ def test_every_view_is_readable_in_light_and_dark(shown, result, theme):
     expect(made.page.get_by_text("Never active on the")).to_be_visible()
     made.page.evaluate("() => { model.send = () => { throw new Error('gone') } }")
     made.page.keyboard.press("m")
-    expect(made.page.get_by_text("The kernel of this browser is gone")).to_be_visible()
+    expect(note(made)).to_contain_text("The kernel of this browser is gone")
     assert worst_contrast(made)[0] >= 4.5
 
 
@@ -319,10 +326,6 @@ def test_the_keyboard_is_not_lost_with_the_button_that_was_pressed(shown, result
         expect(made.page.get_by_role("region")).to_be_focused()
 
 
-REFUSE = """(reason) => { model.send = (m) => setTimeout(() =>
-  model.fire('msg:custom', {kind: 'answer', id: m.id, ok: false, reason})); }"""
-
-
 def test_a_mark_is_seen_at_once_and_the_last_press_counts(shown, result):
     browser = result.browse(20)
     made = shown(browser)
@@ -345,8 +348,19 @@ def test_a_mark_is_seen_at_once_and_the_last_press_counts(shown, result):
     assert "false" not in made.page.evaluate("seen")
     made.page.evaluate(REFUSE, "no")
     made.page.keyboard.press("m")
-    expect(made.page.locator(".xk-note")).to_have_text("no")
+    expect(note(made)).to_have_text("no")
     expect(made.page.get_by_text("600 features · 1 marked")).to_be_visible()
+
+
+def test_what_is_noted_is_read_out(shown, result):
+    made = shown(result.browse(20))
+    live = made.page.locator(".xk-live[role=status]")
+    expect(live).to_have_text("")  # there before it says anything, else nobody hears it
+    rows(made).focus()
+    made.page.evaluate(REFUSE, "examples.parquet cannot be read")
+    made.page.keyboard.press("j")
+    expect(live).to_have_text("examples.parquet cannot be read")
+    assert note(made).get_attribute("role") is None
 
 
 def test_markup_and_marks_of_direction_stay_text(shown, result):
@@ -429,19 +443,15 @@ def test_a_busy_kernel_a_refusal_and_the_newest_question(shown, result):
     made.page.evaluate("model.sent.length = 0")
     for _ in range(5):
         made.page.keyboard.press("j")
-    expect(
-        made.page.get_by_text("waiting for the kernel (busy running a cell?)")
-    ).to_be_visible()
+    expect(note(made)).to_have_text("waiting for the kernel (busy running a cell?)")
     sent = made.page.evaluate("model.sent.filter((m) => m.name === 'feature')")
     assert [message["row"] for message in sent] == [21]  # one question is open at a time
     made.page.evaluate("model.send = window.send; model.send(model.sent.at(-1))")
     shows(made, 25)  # then the newest: 22 to 24 were never asked for
-    expect(made.page.get_by_text("waiting for the kernel")).to_be_hidden()
-    refuse = """() => { model.send = (m) => setTimeout(() => model.fire('msg:custom',
-        {kind: 'answer', id: m.id, ok: false, reason: 'examples.parquet cannot be read'})) }"""
-    made.page.evaluate(refuse)
+    expect(note(made)).to_be_hidden()
+    made.page.evaluate(REFUSE, "examples.parquet cannot be read")
     made.page.keyboard.press("j")
-    expect(made.page.get_by_text("examples.parquet cannot be read")).to_be_visible()
+    expect(note(made)).to_have_text("examples.parquet cannot be read")
 
 
 def test_a_narrow_page_shows_everything_without_a_sideways_scroll(shown, result):
