@@ -439,7 +439,7 @@ function render({ model, el: host, signal }) {
 
   function pressed(event) {
     event.stopPropagation(); // else the notebook takes the keys for its own
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.matches("input, select")) return typed(event);
     const inList = event.target === list.box;
     const inTabs = event.target.role === "tab";

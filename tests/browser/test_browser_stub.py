@@ -363,6 +363,19 @@ def test_what_is_noted_is_read_out(shown, result):
     assert note(made).get_attribute("role") is None
 
 
+def test_a_key_that_an_input_method_uses_is_not_taken(shown, result):
+    made = shown(result.browse(20))
+    search = made.page.get_by_role("searchbox")
+    search.fill("#42")
+    compose = """(node, isComposing) => node.dispatchEvent(
+        new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, isComposing}))"""
+    search.evaluate(compose, True)
+    expect(search).to_be_focused()
+    search.evaluate(compose, False)
+    expect(rows(made)).to_be_focused()
+    shows(made, 42)
+
+
 def test_markup_and_marks_of_direction_stay_text(shown, result):
     made = shown(labelled(result, HOSTILE[0] + HOSTILE[3]))
     rows(made).focus()
