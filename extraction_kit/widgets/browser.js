@@ -3,6 +3,7 @@
 
 const SEARCH_AFTER_MS = 250;
 const FIRST_ROWS = 120;
+const perCent = (x) => (x == null ? null : Number((100 * x).toPrecision(12)));
 
 function field(type, label, more = {}) {
   return attrs(el("input", "xk-input"), { ...KEEP, type, "aria-label": label, ...more });
@@ -240,7 +241,10 @@ function render({ model, el: host, signal }) {
   }
 
   function told(content) {
-    if (content.list) listed(content.list);
+    if (content.list) {
+      listed(content.list);
+      fillFilters();
+    }
     if (content.marks) marked((settled = content.marks));
     if (!content.feature) return;
     group = content.feature.group;
@@ -413,12 +417,23 @@ function render({ model, el: host, signal }) {
     });
   }
 
-  function clear() {
+  // What a person is typing stays.
+  function fillFilters(from = listing) {
     const f = p.filters;
-    for (const node of [...f.density, ...f.max_act, f.label]) node.value = "";
-    f.life.value = "all";
-    f.marked.checked = false;
-    filter();
+    const put = (node, value) => node === focused() || (node.value = value ?? "");
+    f.density.forEach((node, i) => put(node, perCent(from.density[i])));
+    f.max_act.forEach((node, i) => put(node, from.max_act[i]));
+    for (const name of ["life", "label"]) put(f[name], from[name]);
+    f.marked.checked = from.among != null;
+    put(p.search, from.token);
+  }
+
+  function clear() {
+    clearTimeout(searching);
+    const any = [null, null];
+    const all = { density: any, max_act: any, life: "all", label: "", among: null, token: "" };
+    fillFilters(all);
+    relist(all);
   }
 
   async function typed(event) {

@@ -235,6 +235,31 @@ def test_the_list_is_filtered_and_searched(shown, result):
     expect(status).to_have_text("600 features")
 
 
+def test_a_list_that_was_filtered_before_says_by_what(shown, result):
+    browser = result.browse()
+    listing = {
+        "density": [0.007, None], "max_act": [None, 12.5], "life": "alive", "token": " paris",
+        "among": list(range(500)),
+    }  # fmt: skip
+    ask = {"kind": "ask", "id": "1", "name": "list", "listing": listing, "rows": 9}
+    assert browser.answer(ask)["ok"]
+    made = shown(browser)
+    search = made.page.get_by_role("searchbox")
+    expect(search).to_have_value(" paris")
+    made.page.get_by_text("Filters (4)").click()
+    filters = made.page.locator(".xk-filter-grid")
+    for name, value in (
+        ("least density, per cent", "0.7"), ("largest density, per cent", ""),
+        ("largest max activation", "12.5"), ("dead features", "alive"),
+    ):  # fmt: skip
+        expect(filters.get_by_label(name)).to_have_value(value)
+    expect(filters.get_by_label("marked features only")).to_be_checked()
+    made.page.get_by_role("button", name="Clear filters").click()
+    expect(made.page.locator(".xk-status")).to_have_text("600 features")
+    expect(search).to_have_value("")
+    expect(filters.get_by_label("marked features only")).not_to_be_checked()
+
+
 def test_only_the_rows_in_sight_exist_and_a_million_have_a_last_one(shown, result):
     made = shown(result.browse())
     assert rows(made).get_by_role("option").count() < 60
