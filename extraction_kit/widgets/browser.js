@@ -2,6 +2,8 @@
 // file stand page.js, browser_list.js and browser_feature.js.
 
 const SEARCH_AFTER_MS = 250;
+const LOST_AFTER_MS = 5000;
+const GIVEN_UP = null; // the reason of a question in whose place another one is asked
 const FIRST_ROWS = 120;
 const perCent = (x) => (x == null ? null : Number((100 * x).toPrecision(12)));
 
@@ -110,19 +112,20 @@ function assemble(facts, p, list) {
 
 // Returns ask(name, content): a promise of the answer. tell(text): a note for the person.
 function questions(model, tell) {
-  const open = new Map(); // id -> {done, fail, at}
-  let timer = 0;
+  const open = new Map(); // id -> {name, done, fail, at}
+  let [timer, since] = [0, 0]; // since: when what is waited for was asked, 0: nothing is
   const look = () => {
     clearTimeout(timer);
     if (!open.size) return tell("");
-    const age = Date.now() - Math.min(...[...open.values()].map((one) => one.at));
+    const age = Date.now() - since;
     if (age >= BUSY_AFTER_MS) tell("waiting for the kernel (busy running a cell?)");
     else timer = setTimeout(look, BUSY_AFTER_MS - age + 10);
   };
   function ask(name, content) {
     const id = randomId();
     return new Promise((done, fail) => {
-      open.set(id, { done, fail, at: Date.now() });
+      open.set(id, { name, done, fail, at: Date.now() });
+      since ||= Date.now();
       if (post(model, { kind: "ask", id, name, ...content })) return look();
       open.delete(id);
       fail("The kernel of this browser is gone: run the cell again.");
@@ -132,9 +135,18 @@ function questions(model, tell) {
     const one = open.get(message?.id);
     if (message?.kind !== "answer" || !one) return;
     open.delete(message.id);
+    since = open.size ? Math.min(...[...open.values()].map((other) => other.at)) : 0;
     look();
     if (message.ok) one.done(message.content);
     else one.fail(message.reason);
+  };
+  // A kernel that was restarted answers nothing: who asks anew need not wait for it.
+  ask.giveUp = (name) => {
+    for (const [id, one] of open) {
+      if (one.name !== name || Date.now() - one.at < LOST_AFTER_MS) continue;
+      open.delete(id);
+      one.fail(GIVEN_UP);
+    }
   };
   ask.stop = () => {
     clearTimeout(timer);
@@ -161,6 +173,7 @@ function render({ model, el: host, signal }) {
     if (p.live.textContent !== p.note.textContent) p.live.textContent = p.note.textContent;
   };
   const failed = (reason) => {
+    if (reason === GIVEN_UP) return;
     trouble = String(reason);
     noted();
   };
@@ -176,7 +189,7 @@ function render({ model, el: host, signal }) {
   // One question at a time, then the newest: a key that is held down never queues up.
   async function go(target) {
     wanted = target;
-    if (aim) return;
+    if (aim) return ask.giveUp("feature");
     while (wanted) {
       [aim, wanted] = [wanted, null];
       const byRow = "row" in aim;
@@ -194,7 +207,7 @@ function render({ model, el: host, signal }) {
   async function fetchRows(span) {
     const busy = wantedRows;
     wantedRows = span;
-    if (busy) return;
+    if (busy) return ask.giveUp("rows");
     while (wantedRows) {
       const [{ start, count }, mine] = [wantedRows, revision];
       try {
@@ -210,7 +223,7 @@ function render({ model, el: host, signal }) {
   // What is asked for grows while an answer is on its way: no change gets lost.
   async function relist(changes) {
     asked = { ...(asked ?? listing), ...changes };
-    if (relisting) return;
+    if (relisting) return ask.giveUp("list");
     relisting = true;
     attrs(list.box, { "aria-busy": "true" });
     while (asked) {

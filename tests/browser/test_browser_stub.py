@@ -492,6 +492,37 @@ def test_a_busy_kernel_a_refusal_and_the_newest_question(shown, result):
     expect(note(made)).to_have_text("examples.parquet cannot be read")
 
 
+def test_a_question_that_the_kernel_lost_holds_nothing_up(shown, result):
+    made = shown(result.browse(20))
+    sort_by_density = made.page.get_by_role("button", name="sort by density")
+    made.page.clock.install()
+
+    def go_on():
+        rows(made).press("j")
+
+    for act, asked in ((go_on, "feature"), (sort_by_density.click, "list")):
+        made.page.evaluate(HOLD)
+        act()
+        act()
+        assert made.page.evaluate("held.map((message) => message.name)") == [asked]
+        made.page.clock.fast_forward(6000)
+        expect(note(made)).to_have_text("waiting for the kernel (busy running a cell?)")
+        made.page.evaluate("() => { held.length = 0 }")  # it was restarted
+        act()
+        made.page.wait_for_function("held.length === 1")
+        expect(note(made)).to_have_text("waiting for the kernel (busy running a cell?)")
+        made.page.evaluate("release()")
+        expect(note(made)).to_be_hidden()
+    shows(made, 23)
+    expect(sort_by_density).to_have_attribute("aria-pressed", "true")
+    made.page.evaluate(HOLD)
+    go_on()
+    made.page.clock.fast_forward(6000)
+    made.page.evaluate("() => { model.send = () => { throw new Error('gone') } }")
+    go_on()
+    expect(note(made)).to_contain_text("The kernel of this browser is gone")
+
+
 def test_a_narrow_page_shows_everything_without_a_sideways_scroll(shown, result):
     made = shown(result.browse(20), width=400, height=1000)
     made.picture("browser-narrow-light")

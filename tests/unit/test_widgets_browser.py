@@ -172,6 +172,16 @@ def test_marks_of_the_page_are_the_selection_of_python(browser):
     assert browser.selection == [5]
 
 
+def test_an_interrupted_kernel_answers(browser, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(browser._pages, "page", stopped)
+    answer = ask(browser, "feature", feature=1)
+    assert not answer["ok"]
+    assert answer["reason"] == "The kernel was interrupted before it answered: ask again."
+
+
 def test_an_unknown_feature_is_refused_before_anything_is_shown(result):
     with pytest.raises(UnknownFeature):
         result.browse(10_000)
