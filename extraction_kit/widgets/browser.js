@@ -392,7 +392,9 @@ function render({ model, el: host, signal }) {
     const mine = ++marking;
     marked(on ? [...marks, feature] : marks.filter((one) => one !== feature));
     try {
-      settled = (await ask("mark", { feature, on })).marks;
+      const found = await ask("mark", { feature, on });
+      settled = found.marks;
+      if (found.list) listed(found.list); // marked features only
     } catch (reason) {
       failed(reason);
     }

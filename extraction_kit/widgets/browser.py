@@ -14,7 +14,8 @@ The page asks a closed set of questions, never SQL; each is answered here (versi
 ``examples`` {feature, group, whole}
     examples of one group
 ``mark`` {feature, on}
-    puts a feature into ``browser.selection`` or takes it out: ``marks``
+    puts a feature into ``browser.selection`` or takes it out: ``marks``, and ``list`` where it
+    shows marked features only
 
 An answer is ``{kind: "answer", id, ok, content}``, or ``reason`` in the place of ``content``.
 What Python sets is sent as ``{kind: "told", content}`` with the keys of ``open``.
@@ -23,6 +24,7 @@ What Python sets is sent as ``{kind: "told", content}`` with the keys of ``open`
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, SupportsIndex
 
 from extraction_kit.catalog.listing import MEASURES, Listing
@@ -66,6 +68,7 @@ class FeatureBrowser:
         self._feature = 0 if feature is None else self._pages.number(feature)
         self._marks: list[int] = []
         self._revision = 0
+        self._count = 0  # rows that a page wants of a new list
         self._peaks = peak_tokens(browsed, self._pages.d_sae)
         self._list = FeatureList(browsed, Listing(), self._peaks)
         self._tellers: list[Tell] = []
@@ -92,8 +95,7 @@ class FeatureBrowser:
     @selection.setter
     def selection(self, features: Iterable[SupportsIndex]) -> None:
         with self._lock:
-            self._marks = list(dict.fromkeys(map(self._pages.number, features)))
-            told = {"marks": self.selection}
+            told = self._marked(dict.fromkeys(map(self._pages.number, features)))
         self._tell(told)
 
     @property
@@ -194,12 +196,15 @@ class FeatureBrowser:
 
     def _relist(self, message: Mapping[str, Any]) -> dict[str, Any]:
         listing = Listing.from_dict(message.get("listing"))
-        count = _integer(message, "rows")
+        return self._listed_as(listing, _integer(message, "rows"))
+
+    def _listed_as(self, listing: Listing, count: int) -> dict[str, Any]:
         self._list = FeatureList(self._browsed, listing, self._peaks)
         self._revision += 1
         return self._listed(count)
 
     def _listed(self, count: int) -> dict[str, Any]:
+        self._count = count
         at = self._list.place(self._feature)
         start = max(0, at - count // 2)
         return {
@@ -238,10 +243,18 @@ class FeatureBrowser:
 
     def _mark(self, message: Mapping[str, Any]) -> dict[str, Any]:
         feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
-        self._marks = [mark for mark in self._marks if mark != feature]
-        if message.get("on") is True:
-            self._marks.append(feature)
-        return {"marks": self.selection}
+        others = [mark for mark in self._marks if mark != feature]
+        return self._marked([*others, feature] if message.get("on") is True else others)
+
+    def _marked(self, features: Iterable[int]) -> dict[str, Any]:
+        """Set the marks; a list of marked features follows them."""
+        marks = tuple(features)
+        found: dict[str, Any] = {"marks": list(marks)}
+        if self._list.listing.among is not None:
+            marked = replace(self._list.listing, among=marks)
+            found["list"] = self._listed_as(marked, self._count)
+        self._marks = list(marks)
+        return found
 
     def _check_revision(self, message: Mapping[str, Any]) -> None:
         if message.get("revision") != self._revision:

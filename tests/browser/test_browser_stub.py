@@ -377,6 +377,24 @@ def test_a_mark_is_seen_at_once_and_the_last_press_counts(shown, result):
     expect(made.page.get_by_text("600 features · 1 marked")).to_be_visible()
 
 
+def test_a_list_of_marked_features_is_as_long_as_their_number(shown, result):
+    browser = result.browse(20)
+    browser.selection = [20, 30, 40]
+    made = shown(browser)
+    status = made.page.locator(".xk-status")
+    made.page.get_by_text("Filters", exact=True).click()
+    made.page.get_by_label("marked features only").check()
+    expect(status).to_have_text("3 of 600 \u00b7 3 marked")
+    rows(made).focus()
+    made.page.keyboard.press("m")
+    expect(status).to_have_text("2 of 600 \u00b7 2 marked")
+    made.page.keyboard.press("End")
+    shows(made, 40)
+    browser.selection = [50]
+    expect(status).to_have_text("1 of 600 \u00b7 1 marked")
+    assert in_sql(result, browser) == [50]
+
+
 def test_what_is_noted_is_read_out(shown, result):
     made = shown(result.browse(20))
     live = made.page.locator(".xk-live[role=status]")

@@ -172,6 +172,21 @@ def test_marks_of_the_page_are_the_selection_of_python(browser):
     assert browser.selection == [5]
 
 
+def test_a_list_of_marked_features_follows_the_marks(browser):
+    browser.selection = [9, 5, 30]
+    found = content(browser, "list", listing={"among": [9, 5, 30]}, rows=2)
+    assert found["n"] == 3
+    found = content(browser, "mark", feature=9, on=False)
+    assert found["list"]["rows"]["feature"] == [5, 30]
+    assert "feature IN (5, 30)" in browser.sql
+    told = []
+    browser.connect(told.append)
+    browser.selection = [44]
+    assert told[0]["content"]["list"]["rows"]["feature"] == [44]
+    assert "list" not in content(browser, "list", listing={}, rows=2)
+    assert "list" not in content(browser, "mark", feature=9, on=True)
+
+
 def test_an_interrupted_kernel_answers(browser, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
