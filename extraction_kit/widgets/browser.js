@@ -111,7 +111,7 @@ function assemble(facts, p, list) {
 // --- questions -------------------------------------------------------------------------
 
 // Returns ask(name, content): a promise of the answer. tell(text): a note for the person.
-function questions(model, tell) {
+function questions(model, view, tell) {
   const open = new Map(); // id -> {name, done, fail, at}
   let [timer, since] = [0, 0]; // since: when what is waited for was asked, 0: nothing is
   const look = () => {
@@ -126,7 +126,7 @@ function questions(model, tell) {
     return new Promise((done, fail) => {
       open.set(id, { name, done, fail, at: Date.now() });
       since ||= Date.now();
-      if (post(model, { kind: "ask", id, name, ...content })) return look();
+      if (post(model, { kind: "ask", id, view, name, ...content })) return look();
       open.delete(id);
       fail("The kernel of this browser is gone: run the cell again.");
     });
@@ -178,7 +178,8 @@ function render({ model, el: host, signal }) {
     noted();
   };
   const worked = () => failed("");
-  const ask = questions(model, noted);
+  const view = randomId();
+  const ask = questions(model, view, noted);
   const list = makeList({
     pick: (row) => go({ revision, row }),
     rows: (start, count) => fetchRows({ start, count }),
@@ -505,15 +506,19 @@ function render({ model, el: host, signal }) {
   p.sizes.forEach((button, name) => button.addEventListener("click", () => pickSize(name)));
 
   const heard = (message) => {
-    if (message?.kind === "told") told(message.content);
-    else ask.heard(message);
+    if (message?.kind !== "told") ask.heard(message);
+    else if (message.but !== view) told(message.content);
   };
+  const bye = () => post(model, { kind: "bye", view });
   model.on("msg:custom", heard);
   noted();
   drawSizes();
   ask("open", { rows: FIRST_ROWS }).then(told, failed);
 
+  addEventListener("pagehide", bye);
   const stop = () => {
+    removeEventListener("pagehide", bye);
+    bye();
     clearTimeout(searching);
     ask.stop();
     list.stop();

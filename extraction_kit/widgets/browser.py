@@ -17,8 +17,10 @@ The page asks a closed set of questions, never SQL; each is answered here (versi
     puts a feature into ``browser.selection`` or takes it out: ``marks``, and ``list`` where it
     shows marked features only
 
-An answer is ``{kind: "answer", id, ok, content}``, or ``reason`` in the place of ``content``.
-What Python sets is sent as ``{kind: "told", content}`` with the keys of ``open``.
+A question is ``{kind: "ask", id, view, name, ...}``; ``view`` is the page that asks. An answer
+is ``{kind: "answer", id, ok, content}``, or ``reason`` in the place of ``content``. What Python
+sets, and what one page asked for, is sent as ``{kind: "told", but, content}`` with the keys of
+``open``; ``but`` is the page that knows already. A page that goes says ``{kind: "bye", view}``.
 """
 
 import logging
@@ -39,6 +41,7 @@ from extraction_kit.widgets.feature_page import FeaturePages
 log = logging.getLogger(__name__)
 
 Tell = Callable[[dict[str, Any]], None]
+_CHANGES = frozenset({"list", "feature", "mark"})  # questions that change what is shown
 
 
 class FeatureBrowser:
@@ -84,8 +87,7 @@ class FeatureBrowser:
     def feature(self, feature: SupportsIndex) -> None:
         with self._lock:
             self._feature = self._pages.number(feature)
-            told = {"feature": self._shown("top")}
-        self._tell(told)
+            self._tell({"feature": self._shown("top")})
 
     @property
     def selection(self) -> list[int]:
@@ -95,8 +97,7 @@ class FeatureBrowser:
     @selection.setter
     def selection(self, features: Iterable[SupportsIndex]) -> None:
         with self._lock:
-            told = self._marked(dict.fromkeys(map(self._pages.number, features)))
-        self._tell(told)
+            self._tell(self._marked(dict.fromkeys(map(self._pages.number, features))))
 
     @property
     def sql(self) -> str:
@@ -153,8 +154,12 @@ class FeatureBrowser:
     # --- the page's questions -------------------------------------------------------------
 
     def connect(self, tell: Tell) -> None:
-        """Call `tell` with everything that Python sets from now on."""
-        self._tellers.append(tell)
+        """Call `tell` from now on with all that Python or a page changes."""
+        self._tellers = [*self._tellers, tell]
+
+    def disconnect(self, tell: Tell) -> None:
+        """Do not call `tell` any more."""
+        self._tellers = [one for one in self._tellers if one != tell]
 
     def answer(self, message: object) -> dict[str, Any] | None:
         """Return the answer to a message of the page; None if it is no question."""
@@ -164,7 +169,11 @@ class FeatureBrowser:
         head = {"kind": "answer", "id": str(message.get("id"))[:80]}
         try:
             with self._lock:
-                return head | {"ok": True, "content": self._question(name)(message)}
+                found = self._question(name)(message)
+                if name in _CHANGES:
+                    told = found if name == "mark" else {str(name): found}
+                    self._tell(told, but=message.get("view"))
+            return head | {"ok": True, "content": found}
         except ExtractionKitError as error:
             return head | {"ok": False, "reason": str(error)}
         except KeyboardInterrupt:  # meant for a cell; without an answer the page waits for ever
@@ -260,9 +269,10 @@ class FeatureBrowser:
         if message.get("revision") != self._revision:
             raise BadQuery("the list has changed since: ask for it again")
 
-    def _tell(self, content: dict[str, Any]) -> None:
+    def _tell(self, content: dict[str, Any], but: object = None) -> None:
+        """Tell all pages in the order of the changes, so with the lock held."""
         for tell in self._tellers:
-            tell({"kind": "told", "content": content})
+            tell({"kind": "told", "but": but, "content": content})
 
 
 def _integer(message: Mapping[str, Any], name: str) -> int:

@@ -419,6 +419,26 @@ def test_a_key_that_an_input_method_uses_is_not_taken(shown, result):
     shows(made, 42)
 
 
+def test_two_views_show_the_same(shown, result):
+    made = shown(labelled(result, "a"))
+    made.page.evaluate("() => { again() }")
+    views = [made.page.locator(".xk-browser").nth(i) for i in range(2)]
+    expect(views[1]).to_have_attribute("data-feature", str(LOUD))
+    lists = [view.get_by_role("listbox") for view in views]
+    views[0].get_by_role("searchbox").fill(" paris")
+    expect(views[1].locator(".xk-status")).to_contain_text("of 600")
+    expect(views[1].get_by_role("searchbox")).to_have_value(" paris")
+    lists[1].press("Home")
+    first = lists[1].get_by_role("option", selected=True).locator(".xk-id").text_content()
+    expect(views[0]).to_have_attribute("data-feature", first)
+    expect(lists[0].get_by_role("option", selected=True).locator(".xk-id")).to_have_text(
+        first
+    )
+    lists[0].press("m")
+    for view in views:
+        expect(view.get_by_text("1 marked")).to_be_visible()
+
+
 def test_markup_and_marks_of_direction_stay_text(shown, result):
     made = shown(labelled(result, HOSTILE[0] + HOSTILE[3]))
     rows(made).focus()
@@ -553,6 +573,8 @@ def test_nothing_is_left_behind_when_the_view_goes(shown, result):
     made.page.evaluate("window.stop()")
     assert made.page.evaluate("model.listeners()") == 0
     assert made.page.locator("#host > *").count() == 0
+    first, *_, last = made.page.evaluate("model.sent")
+    assert last == {"kind": "bye", "view": first["view"]}
 
 
 def test_what_is_sent_for_one_feature_is_small(result):
