@@ -312,7 +312,7 @@ function render({ model, el: host, signal }) {
     p.weights.replaceChildren(...weights(page));
     const never = `Never active on the ${count(facts.n_tokens)} tokens of this corpus: dead.`;
     say(p.dead, page.dead ? never : "");
-    p.panels.replaceChildren(...panels(page, (feature) => go({ feature })));
+    p.panels.replaceChildren(...panels(page, facts.bins, (feature) => go({ feature })));
     const further = furtherPanels(page, (feature) => go({ feature }));
     p.further.replaceChildren(...further);
     p.further.hidden = !further.length;

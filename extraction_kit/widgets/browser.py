@@ -32,7 +32,7 @@ from typing import Any, SupportsIndex
 from extraction_kit.catalog.listing import MEASURES, Listing
 from extraction_kit.catalog.tables import FEATURES
 from extraction_kit.errors import BadQuery, ExtractionKitError
-from extraction_kit.results import GROUPS
+from extraction_kit.results import BINS_PER_OCTAVE, GROUPS, LOG2_LOW, N_BINS
 from extraction_kit.widgets import static_only
 from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.widgets.feature_list import MAX_ROWS, FeatureList, peak_tokens
@@ -118,6 +118,7 @@ class FeatureBrowser:
             "labelled": self._browsed.labelled,
             "measures": {name: columns[name] for name in MEASURES},
             "groups": list(GROUPS),
+            "bins": {"per_octave": BINS_PER_OCTAVE, "log2_low": LOG2_LOW, "n": N_BINS},
         }
 
     def first_rows(self, count: int) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from playwright.sync_api import expect
 
 from extraction_kit.catalog.listing import Named
+from extraction_kit.results import N_BINS, bin_edges
 from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.widgets.browser import FeatureBrowser
 from tests.browser.test_card_stub import THEMES, worst_contrast
@@ -492,6 +494,19 @@ def test_roles_and_names_say_what_is_seen(shown, result):
     unnamed = "node => node.getAttribute('aria-label') || node.textContent.trim()"
     for node in page.get_by_role("button").all():
         assert node.evaluate(unnamed)
+
+
+def test_the_histogram_says_what_its_bins_hold(shown, result):
+    browser = result.browse(20)
+    first = np.flatnonzero(result.histogram(20))[0]
+    low, high = bin_edges()[first : first + 2]
+    made = shown(browser)
+    bins = made.page.locator(".xk-bin")
+    assert bins.first.get_attribute("title").startswith(f"{low:.3g} to {high:.3g}: ")
+    loud = browser.page() | {"hist": {"first": N_BINS - 1, "counts": [3]}, "at": 20}
+    told = {"kind": "told", "content": {"feature": loud}}
+    made.page.evaluate("(told) => model.fire('msg:custom', told)", told)
+    expect(bins).to_have_attribute("title", "above 1,024: 3 tokens")
 
 
 def test_the_peaks_stand_below_each_other(shown, result):
