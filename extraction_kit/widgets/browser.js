@@ -2,7 +2,10 @@
 // file stand page.js, browser_list.js and browser_feature.js.
 
 const SEARCH_AFTER_MS = 250;
+const LOST_AFTER_MS = 5000;
+const GIVEN_UP = null; // the reason of a question in whose place another one is asked
 const FIRST_ROWS = 120;
+const perCent = (x) => (x == null ? null : Number((100 * x).toPrecision(12)));
 
 function field(type, label, more = {}) {
   return attrs(el("input", "xk-input"), { ...KEEP, type, "aria-label": label, ...more });
@@ -67,12 +70,14 @@ function browserParts(facts) {
     panels: el("div", "xk-panels"),
     dead: el("div", "xk-empty"),
     tabs: attrs(el("div", "xk-tabs"), { role: "tablist", "aria-label": "groups of examples" }),
-    sizes: attrs(el("div", "xk-sizes"), { role: "group", "aria-label": "how much of the context" }),
+    sizes: new Map(Object.entries(SIZES).map(([name, [text, title]]) =>
+      [name, attrs(press("xk-size", text, null), { title })])),
     samples: el("ol", "xk-samples"),
     legend: el("div", "xk-legend"),
     further: el("div", "xk-panels"),
     absent: el("ul", "xk-absent"),
-    note: attrs(el("div", "xk-note"), { role: "status" }),
+    note: el("div", "xk-note"),
+    live: attrs(el("div", "xk-live"), { role: "status" }), // always there, else nobody hears it
   };
   if (facts.labelled) p.byLabel = press("xk-sort", "label");
   return p;
@@ -90,33 +95,38 @@ function assemble(facts, p, list) {
     attrs(el("div", "xk-keys", ...["↑↓ j k", "/ search", "m mark", "g group", "c context"].map(
       (text) => el("span", "", text))), { "aria-hidden": "true" }));
   const head = el("div", "xk-top", p.title, p.label, el("span", "xk-nav", p.back, p.on, p.mark));
+  const sizes = attrs(el("div", "xk-sizes", ...p.sizes.values()), {
+    role: "group", "aria-label": "how much of the context",
+  });
   p.read = attrs(el("div", "xk-read", head, p.figures, p.weights, p.dead, p.panels,
-    el("div", "xk-chooser", p.tabs, p.sizes), p.samples, p.legend, p.further, p.absent), {
+    el("div", "xk-chooser", p.tabs, sizes), p.samples, p.legend, p.further, p.absent), {
     ...KEEP, role: "region", tabindex: 0, "aria-label": "feature",
   });
   const names = el("div", "xk-about", ...about.map((text) => el("bdi", "", text)));
-  const root = el("section", "xk-root xk-browser", names, el("div", "xk-panes", side, p.read), p.note);
+  const panes = el("div", "xk-panes", side, p.read);
+  const root = el("section", "xk-root xk-browser", names, panes, p.note, p.live);
   return attrs(root, { role: "group", "aria-label": `features of ${facts.title}` });
 }
 
 // --- questions -------------------------------------------------------------------------
 
 // Returns ask(name, content): a promise of the answer. tell(text): a note for the person.
-function questions(model, tell) {
-  const open = new Map(); // id -> {done, fail, at}
-  let timer = 0;
+function questions(model, view, tell) {
+  const open = new Map(); // id -> {name, done, fail, at}
+  let [timer, since] = [0, 0]; // since: when what is waited for was asked, 0: nothing is
   const look = () => {
     clearTimeout(timer);
     if (!open.size) return tell("");
-    const age = Date.now() - Math.min(...[...open.values()].map((one) => one.at));
+    const age = Date.now() - since;
     if (age >= BUSY_AFTER_MS) tell("waiting for the kernel (busy running a cell?)");
     else timer = setTimeout(look, BUSY_AFTER_MS - age + 10);
   };
   function ask(name, content) {
     const id = randomId();
     return new Promise((done, fail) => {
-      open.set(id, { done, fail, at: Date.now() });
-      if (post(model, { kind: "ask", id, name, ...content })) return look();
+      open.set(id, { name, done, fail, at: Date.now() });
+      since ||= Date.now();
+      if (post(model, { kind: "ask", id, view, name, ...content })) return look();
       open.delete(id);
       fail("The kernel of this browser is gone: run the cell again.");
     });
@@ -125,9 +135,18 @@ function questions(model, tell) {
     const one = open.get(message?.id);
     if (message?.kind !== "answer" || !one) return;
     open.delete(message.id);
+    since = open.size ? Math.min(...[...open.values()].map((other) => other.at)) : 0;
     look();
     if (message.ok) one.done(message.content);
     else one.fail(message.reason);
+  };
+  // A kernel that was restarted answers nothing: who asks anew need not wait for it.
+  ask.giveUp = (name) => {
+    for (const [id, one] of open) {
+      if (one.name !== name || Date.now() - one.at < LOST_AFTER_MS) continue;
+      open.delete(id);
+      one.fail(GIVEN_UP);
+    }
   };
   ask.stop = () => {
     clearTimeout(timer);
@@ -141,18 +160,26 @@ function questions(model, tell) {
 function render({ model, el: host, signal }) {
   const facts = model.get("facts");
   const p = browserParts(facts);
-  let [listing, revision, marks] = [{}, 0, []];
+  let [listing, revision] = [{}, 0];
+  let [marks, settled, marking] = [[], [], 0]; // settled: as the kernel said last
   let page = null;
-  let [group, size] = ["top", "line"];
-  let [wanted, going, searching, wantedRows] = [null, false, 0, null];
+  let [group, size] = ["top", "line"]; // wanted; page.group is what is seen
+  let [wanted, aim, searching, wantedRows] = [null, null, 0, null];
   let [asked, relisting] = [null, false];
   let trouble = "";
 
-  const ask = questions(model, (text) => say(p.note, text || trouble));
-  const failed = (reason) => {
-    trouble = String(reason);
-    say(p.note, trouble);
+  const noted = (text = "") => {
+    say(p.note, text || trouble);
+    if (p.live.textContent !== p.note.textContent) p.live.textContent = p.note.textContent;
   };
+  const failed = (reason) => {
+    if (reason === GIVEN_UP) return;
+    trouble = String(reason);
+    noted();
+  };
+  const worked = () => failed("");
+  const view = randomId();
+  const ask = questions(model, view, noted);
   const list = makeList({
     pick: (row) => go({ revision, row }),
     rows: (start, count) => fetchRows({ start, count }),
@@ -163,27 +190,25 @@ function render({ model, el: host, signal }) {
   // One question at a time, then the newest: a key that is held down never queues up.
   async function go(target) {
     wanted = target;
-    if (going) return;
-    going = true;
+    if (aim) return ask.giveUp("feature");
     while (wanted) {
-      const target = wanted;
-      wanted = null;
+      [aim, wanted] = [wanted, null];
+      const byRow = "row" in aim;
       try {
-        const found = await ask("feature", { ...target, group });
-        trouble = "";
-        say(p.note, "");
-        take(found, !("row" in target));
+        const found = await ask("feature", { ...aim, group });
+        worked();
+        take(found, !byRow && !wanted); // the list shows what is wanted by now
       } catch (reason) {
-        if (!("row" in target) || target.revision === revision) failed(reason);
+        if (!byRow || aim.revision === revision) failed(reason);
       }
     }
-    going = false;
+    aim = null;
   }
 
   async function fetchRows(span) {
     const busy = wantedRows;
     wantedRows = span;
-    if (busy) return;
+    if (busy) return ask.giveUp("rows");
     while (wantedRows) {
       const [{ start, count }, mine] = [wantedRows, revision];
       try {
@@ -199,15 +224,14 @@ function render({ model, el: host, signal }) {
   // What is asked for grows while an answer is on its way: no change gets lost.
   async function relist(changes) {
     asked = { ...(asked ?? listing), ...changes };
-    if (relisting) return;
+    if (relisting) return ask.giveUp("list");
     relisting = true;
     attrs(list.box, { "aria-busy": "true" });
     while (asked) {
       const next = asked;
       try {
         listed(await ask("list", { listing: next, rows: FIRST_ROWS }));
-        trouble = "";
-        say(p.note, "");
+        worked();
       } catch (reason) {
         failed(reason);
       }
@@ -226,15 +250,19 @@ function render({ model, el: host, signal }) {
 
   function take(found, isJump) {
     page = found;
-    group = found.group;
     if (isJump) list.place(found.at);
     draw();
   }
 
   function told(content) {
-    if (content.list) listed(content.list);
-    if (content.marks) marked(content.marks);
-    if (content.feature) take(content.feature, true);
+    if (content.list) {
+      listed(content.list);
+      fillFilters();
+    }
+    if (content.marks) marked((settled = content.marks));
+    if (!content.feature) return;
+    group = content.feature.group;
+    take(content.feature, true);
   }
 
   function marked(features) {
@@ -272,7 +300,10 @@ function render({ model, el: host, signal }) {
     attrs(p.mark, { "aria-pressed": on, "aria-label": `mark feature ${page.feature}` });
   }
 
+  const focused = () => root.getRootNode().activeElement;
+
   function draw() {
+    const held = p.read.contains(focused()) ? focused() : null;
     say(p.title, `Feature ${page.feature}`);
     say(p.label, page.label ?? "");
     attrs(p.read, { "aria-label": `feature ${page.feature}` });
@@ -281,7 +312,7 @@ function render({ model, el: host, signal }) {
     p.weights.replaceChildren(...weights(page));
     const never = `Never active on the ${count(facts.n_tokens)} tokens of this corpus: dead.`;
     say(p.dead, page.dead ? never : "");
-    p.panels.replaceChildren(...panels(page, (feature) => go({ feature })));
+    p.panels.replaceChildren(...panels(page, facts.bins, (feature) => go({ feature })));
     const further = furtherPanels(page, (feature) => go({ feature }));
     p.further.replaceChildren(...further);
     p.further.hidden = !further.length;
@@ -292,29 +323,30 @@ function render({ model, el: host, signal }) {
     if (size === "context") showWhole();
     else drawSamples(page.examples);
     p.read.scrollTop = 0;
+    // An element that is gone or hidden would give the keyboard to the notebook.
+    if (held && !held.getClientRects().length && !p.tabs.contains(focused()))
+      p.read.focus({ preventScroll: true });
     attrs(root, { "data-feature": page.feature });
   }
 
   function drawTabs() {
-    const shown = facts.groups.filter((name) => page.groups[name] || name === group);
-    const focused = p.tabs.contains(document.activeElement);
+    const shown = facts.groups.filter((name) => page.groups[name] || name === page.group);
+    const inTabs = p.tabs.contains(focused());
     p.tabs.replaceChildren(...shown.map((name) => {
       const [text, title] = GROUP_NAMES[name];
       const tab = press("xk-tab", text, null);
       tab.append(el("span", "xk-n", String(page.groups[name])));
-      attrs(tab, { role: "tab", title, "aria-selected": name === group });
-      attrs(tab, { tabindex: name === group ? 0 : -1 });
+      attrs(tab, { role: "tab", title, "aria-selected": name === page.group });
+      attrs(tab, { tabindex: name === page.group ? 0 : -1 });
       tab.addEventListener("click", () => pickGroup(name));
       return tab;
     }));
-    if (focused) p.tabs.querySelector("[aria-selected=true]")?.focus();
     p.tabs.parentElement.hidden = page.dead;
-    p.sizes.replaceChildren(...Object.entries(SIZES).map(([name, [text, title]]) => {
-      const button = attrs(press("xk-size", text, null), { title, "aria-pressed": name === size });
-      button.addEventListener("click", () => pickSize(name));
-      return button;
-    }));
+    if (inTabs) p.tabs.querySelector("[aria-selected=true]")?.focus();
   }
+
+  const drawSizes = () =>
+    p.sizes.forEach((button, name) => attrs(button, { "aria-pressed": name === size }));
 
   function drawSamples(examples) {
     const scale = page.stats.max_act;
@@ -327,10 +359,10 @@ function render({ model, el: host, signal }) {
 
   async function showWhole() {
     drawSamples(page.examples);
-    const { feature } = page;
+    const { feature, group } = page;
     try {
       const found = await ask("examples", { feature, group, whole: true });
-      if (page.feature === feature && size === "context" && found.group === group)
+      if (page.feature === feature && page.group === group && size === "context")
         drawSamples(found.examples);
     } catch (reason) {
       failed(reason);
@@ -341,28 +373,33 @@ function render({ model, el: host, signal }) {
 
   function pickGroup(name) {
     group = name;
-    go({ feature: page.feature });
+    go(wanted ?? aim ?? { feature: page.feature });
   }
 
   function pickSize(name) {
     size = name;
-    const focused = p.sizes.contains(document.activeElement);
-    drawTabs();
-    if (focused) p.sizes.querySelector("[aria-pressed=true]").focus();
+    drawSizes();
     if (size === "context") showWhole();
     else drawSamples(page.examples);
   }
 
   const next = (names, name) => names[(names.indexOf(name) + 1) % names.length];
 
+  // Seen at once; what the kernel says of the last press counts.
   async function toggleMark() {
+    if (!page) return;
     const feature = list.chosen() ?? page.feature;
     const on = !marks.includes(feature);
+    const mine = ++marking;
+    marked(on ? [...marks, feature] : marks.filter((one) => one !== feature));
     try {
-      marked((await ask("mark", { feature, on })).marks);
+      const found = await ask("mark", { feature, on });
+      settled = found.marks;
+      if (found.list) listed(found.list); // marked features only
     } catch (reason) {
       failed(reason);
     }
+    if (mine === marking) marked(settled);
   }
 
   function sortBy(name) {
@@ -396,12 +433,23 @@ function render({ model, el: host, signal }) {
     });
   }
 
-  function clear() {
+  // What a person is typing stays.
+  function fillFilters(from = listing) {
     const f = p.filters;
-    for (const node of [...f.density, ...f.max_act, f.label]) node.value = "";
-    f.life.value = "all";
-    f.marked.checked = false;
-    filter();
+    const put = (node, value) => node === focused() || (node.value = value ?? "");
+    f.density.forEach((node, i) => put(node, perCent(from.density[i])));
+    f.max_act.forEach((node, i) => put(node, from.max_act[i]));
+    for (const name of ["life", "label"]) put(f[name], from[name]);
+    f.marked.checked = from.among != null;
+    put(p.search, from.token);
+  }
+
+  function clear() {
+    clearTimeout(searching);
+    const any = [null, null];
+    const all = { density: any, max_act: any, life: "all", label: "", among: null, token: "" };
+    fillFilters(all);
+    relist(all);
   }
 
   async function typed(event) {
@@ -422,7 +470,7 @@ function render({ model, el: host, signal }) {
 
   function pressed(event) {
     event.stopPropagation(); // else the notebook takes the keys for its own
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.matches("input, select")) return typed(event);
     const inList = event.target === list.box;
     const inTabs = event.target.role === "tab";
@@ -455,16 +503,22 @@ function render({ model, el: host, signal }) {
   p.back.addEventListener("click", () => list.key("k"));
   p.on.addEventListener("click", () => list.key("j"));
   p.mark.addEventListener("click", toggleMark);
+  p.sizes.forEach((button, name) => button.addEventListener("click", () => pickSize(name)));
 
   const heard = (message) => {
-    if (message?.kind === "told") told(message.content);
-    else ask.heard(message);
+    if (message?.kind !== "told") ask.heard(message);
+    else if (message.but !== view) told(message.content);
   };
+  const bye = () => post(model, { kind: "bye", view });
   model.on("msg:custom", heard);
-  say(p.note, "");
+  noted();
+  drawSizes();
   ask("open", { rows: FIRST_ROWS }).then(told, failed);
 
+  addEventListener("pagehide", bye);
   const stop = () => {
+    removeEventListener("pagehide", bye);
+    bye();
     clearTimeout(searching);
     ask.stop();
     list.stop();

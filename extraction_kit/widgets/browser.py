@@ -14,21 +14,25 @@ The page asks a closed set of questions, never SQL; each is answered here (versi
 ``examples`` {feature, group, whole}
     examples of one group
 ``mark`` {feature, on}
-    puts a feature into ``browser.selection`` or takes it out: ``marks``
+    puts a feature into ``browser.selection`` or takes it out: ``marks``, and ``list`` where it
+    shows marked features only
 
-An answer is ``{kind: "answer", id, ok, content}``, or ``reason`` in the place of ``content``.
-What Python sets is sent as ``{kind: "told", content}`` with the keys of ``open``.
+A question is ``{kind: "ask", id, view, name, ...}``; ``view`` is the page that asks. An answer
+is ``{kind: "answer", id, ok, content}``, or ``reason`` in the place of ``content``. What Python
+sets, and what one page asked for, is sent as ``{kind: "told", but, content}`` with the keys of
+``open``; ``but`` is the page that knows already. A page that goes says ``{kind: "bye", view}``.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, SupportsIndex
 
 from extraction_kit.catalog.listing import MEASURES, Listing
 from extraction_kit.catalog.tables import FEATURES
 from extraction_kit.errors import BadQuery, ExtractionKitError
-from extraction_kit.results import GROUPS
+from extraction_kit.results import BINS_PER_OCTAVE, GROUPS, LOG2_LOW, N_BINS
 from extraction_kit.widgets import static_only
 from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.widgets.feature_list import MAX_ROWS, FeatureList, peak_tokens
@@ -37,6 +41,7 @@ from extraction_kit.widgets.feature_page import FeaturePages
 log = logging.getLogger(__name__)
 
 Tell = Callable[[dict[str, Any]], None]
+_CHANGES = frozenset({"list", "feature", "mark"})  # questions that change what is shown
 
 
 class FeatureBrowser:
@@ -66,6 +71,7 @@ class FeatureBrowser:
         self._feature = 0 if feature is None else self._pages.number(feature)
         self._marks: list[int] = []
         self._revision = 0
+        self._count = 0  # rows that a page wants of a new list
         self._peaks = peak_tokens(browsed, self._pages.d_sae)
         self._list = FeatureList(browsed, Listing(), self._peaks)
         self._tellers: list[Tell] = []
@@ -81,8 +87,7 @@ class FeatureBrowser:
     def feature(self, feature: SupportsIndex) -> None:
         with self._lock:
             self._feature = self._pages.number(feature)
-            told = {"feature": self._shown("top")}
-        self._tell(told)
+            self._tell({"feature": self._shown("top")})
 
     @property
     def selection(self) -> list[int]:
@@ -92,9 +97,7 @@ class FeatureBrowser:
     @selection.setter
     def selection(self, features: Iterable[SupportsIndex]) -> None:
         with self._lock:
-            self._marks = list(dict.fromkeys(map(self._pages.number, features)))
-            told = {"marks": self.selection}
-        self._tell(told)
+            self._tell(self._marked(dict.fromkeys(map(self._pages.number, features))))
 
     @property
     def sql(self) -> str:
@@ -115,6 +118,7 @@ class FeatureBrowser:
             "labelled": self._browsed.labelled,
             "measures": {name: columns[name] for name in MEASURES},
             "groups": list(GROUPS),
+            "bins": {"per_octave": BINS_PER_OCTAVE, "log2_low": LOG2_LOW, "n": N_BINS},
         }
 
     def first_rows(self, count: int) -> dict[str, Any]:
@@ -151,8 +155,12 @@ class FeatureBrowser:
     # --- the page's questions -------------------------------------------------------------
 
     def connect(self, tell: Tell) -> None:
-        """Call `tell` with everything that Python sets from now on."""
-        self._tellers.append(tell)
+        """Call `tell` from now on with all that Python or a page changes."""
+        self._tellers = [*self._tellers, tell]
+
+    def disconnect(self, tell: Tell) -> None:
+        """Do not call `tell` any more."""
+        self._tellers = [one for one in self._tellers if one != tell]
 
     def answer(self, message: object) -> dict[str, Any] | None:
         """Return the answer to a message of the page; None if it is no question."""
@@ -162,9 +170,16 @@ class FeatureBrowser:
         head = {"kind": "answer", "id": str(message.get("id"))[:80]}
         try:
             with self._lock:
-                return head | {"ok": True, "content": self._question(name)(message)}
+                found = self._question(name)(message)
+                if name in _CHANGES:
+                    told = found if name == "mark" else {str(name): found}
+                    self._tell(told, but=message.get("view"))
+            return head | {"ok": True, "content": found}
         except ExtractionKitError as error:
             return head | {"ok": False, "reason": str(error)}
+        except KeyboardInterrupt:  # meant for a cell; without an answer the page waits for ever
+            reason = "The kernel was interrupted before it answered: ask again."
+            return head | {"ok": False, "reason": reason}
         except Exception as error:  # whatever it is, the person who looks must see it
             log.exception("the feature browser cannot answer %r", name)
             return head | {"ok": False, "reason": f"{type(error).__name__}: {error}"}
@@ -191,12 +206,15 @@ class FeatureBrowser:
 
     def _relist(self, message: Mapping[str, Any]) -> dict[str, Any]:
         listing = Listing.from_dict(message.get("listing"))
-        count = _integer(message, "rows")
+        return self._listed_as(listing, _integer(message, "rows"))
+
+    def _listed_as(self, listing: Listing, count: int) -> dict[str, Any]:
         self._list = FeatureList(self._browsed, listing, self._peaks)
         self._revision += 1
         return self._listed(count)
 
     def _listed(self, count: int) -> dict[str, Any]:
+        self._count = count
         at = self._list.place(self._feature)
         start = max(0, at - count // 2)
         return {
@@ -235,18 +253,27 @@ class FeatureBrowser:
 
     def _mark(self, message: Mapping[str, Any]) -> dict[str, Any]:
         feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
-        self._marks = [mark for mark in self._marks if mark != feature]
-        if message.get("on") is True:
-            self._marks.append(feature)
-        return {"marks": self.selection}
+        others = [mark for mark in self._marks if mark != feature]
+        return self._marked([*others, feature] if message.get("on") is True else others)
+
+    def _marked(self, features: Iterable[int]) -> dict[str, Any]:
+        """Set the marks; a list of marked features follows them."""
+        marks = tuple(features)
+        found: dict[str, Any] = {"marks": list(marks)}
+        if self._list.listing.among is not None:
+            marked = replace(self._list.listing, among=marks)
+            found["list"] = self._listed_as(marked, self._count)
+        self._marks = list(marks)
+        return found
 
     def _check_revision(self, message: Mapping[str, Any]) -> None:
         if message.get("revision") != self._revision:
             raise BadQuery("the list has changed since: ask for it again")
 
-    def _tell(self, content: dict[str, Any]) -> None:
+    def _tell(self, content: dict[str, Any], but: object = None) -> None:
+        """Tell all pages in the order of the changes, so with the lock held."""
         for tell in self._tellers:
-            tell({"kind": "told", "content": content})
+            tell({"kind": "told", "but": but, "content": content})
 
 
 def _integer(message: Mapping[str, Any], name: str) -> int:

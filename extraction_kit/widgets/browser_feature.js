@@ -15,8 +15,6 @@ const SIZES = {
   context: ["Context", "the whole context; activations are kept in the window only"],
 };
 const HELD_OUT = "held out: explain the feature with the others, score with these";
-const BINS_PER_OCTAVE = 8;
-const LOG2_LOW = -10;
 
 // --- figures ---------------------------------------------------------------------------
 
@@ -49,23 +47,26 @@ function weights(page) {
 
 // --- histogram -------------------------------------------------------------------------
 
-const edge = (bin) => (bin <= 0 ? 0 : 2 ** (LOG2_LOW + (bin - 1) / BINS_PER_OCTAVE));
-
 const atMost = (x) => (x >= 1 ? digits(x) : String(Number(x.toPrecision(2))));
 
-function histogram(page) {
+// bins: {per_octave, log2_low, n}; the first one reaches down to 0, the last one has no end.
+function histogram(page, bins) {
   const { first, counts } = page.hist;
+  const perOctave = bins.per_octave;
+  const edge = (bin) => (bin <= 0 ? 0 : 2 ** (bins.log2_low + (bin - 1) / perOctave));
+  const span = (bin) => bin === bins.n - 1
+    ? `above ${digits(edge(bin))}` : `${digits(edge(bin))} to ${digits(edge(bin + 1))}`;
   // whole octaves, so that the ticks of two features can be compared
-  const octave = (bin) => Math.floor((bin - 1) / BINS_PER_OCTAVE);
-  const from = octave(first) * BINS_PER_OCTAVE + 1;
-  const to = (octave(first + counts.length - 1) + 1) * BINS_PER_OCTAVE + 1;
+  const octave = (bin) => Math.floor((bin - 1) / perOctave);
+  const from = octave(first) * perOctave + 1;
+  const to = (octave(first + counts.length - 1) + 1) * perOctave + 1;
   const most = Math.max(...counts);
   const bars = [];
   for (let bin = from; bin < to; bin++) {
     const n = counts[bin - first] ?? 0;
     const bar = el("i", n ? "xk-bin" : "");
     bar.style.height = `${(100 * n) / most}%`;
-    if (n) bar.title = `${digits(edge(bin))} to ${digits(edge(bin + 1))}: ${count(n)} tokens`;
+    if (n) bar.title = `${span(bin)}: ${count(n)} tokens`;
     bars.push(bar);
   }
   const s = page.stats;
@@ -73,11 +74,11 @@ function histogram(page) {
     `Activations of ${count(s.n_active)} tokens: half of them up to ${orDash(s.q50)}, ` +
     `90 % up to ${orDash(s.q90)}, the largest ${orDash(s.max_act)}`;
   const picture = attrs(el("div", "xk-plot", ...bars), { role: "img", "aria-label": says });
-  const octaves = (to - from) / BINS_PER_OCTAVE;
+  const octaves = (to - from) / perOctave;
   const every = Math.ceil((octaves + 1) / 7);
   const ticks = [];
   for (let i = 0; i <= octaves; i += every) {
-    const tick = el("span", "", atMost(edge(from + i * BINS_PER_OCTAVE)));
+    const tick = el("span", "", atMost(edge(from + i * perOctave)));
     tick.style.left = `${(100 * i) / octaves}%`;
     ticks.push(tick);
   }
@@ -122,9 +123,9 @@ function likeRows(rows) {
 }
 
 // What is looked at first stands above the examples, the rest below them.
-function panels(page, go) {
+function panels(page, bins, go) {
   const list = [];
-  if (page.hist.counts.length) list.push(histogram(page));
+  if (page.hist.counts.length) list.push(histogram(page, bins));
   if (page.logits.top.length)
     list.push(
       panel("Promotes", "logit lens", ranked(tokenRows(page.logits.top), "xk-up")),

@@ -279,17 +279,28 @@ def shown(chromium: Browser) -> Iterator[Callable[..., Stub]]:
         opened.append(made)
         _listen(made.page, made.trouble)
         made.page.route("**/*", _serve(theme, made.trouble, BROWSER))
-        made.page.expose_function("kernel", browser.answer)
+        told: list[dict[str, Any]] | None = None  # while a question is answered
+
+        def kernel(message: dict[str, Any]) -> list[dict[str, Any]]:
+            nonlocal told
+            told = []
+            answer = browser.answer(message)
+            found, told = [*told, *([answer] if answer else [])], None
+            return found
+
+        def tell(message: dict[str, Any]) -> None:
+            if told is None:
+                made.page.evaluate("(told) => model.fire('msg:custom', told)", message)
+            else:
+                told.append(message)
+
+        made.page.expose_function("kernel", kernel)
         made.page.goto("http://xk.test/")
         made.page.wait_for_function("window.ready === true")
         made.page.evaluate(
             "(facts) => start('facts', facts)", payload.safe(browser.facts())
         )
-        browser.connect(
-            lambda told: made.page.evaluate(
-                "(told) => model.fire('msg:custom', told)", told
-            )
-        )
+        browser.connect(tell)
         made.page.wait_for_selector("[data-feature]")
         return made
 

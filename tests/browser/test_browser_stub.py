@@ -3,10 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from playwright.sync_api import expect
 
 from extraction_kit.catalog.listing import Named
+from extraction_kit.results import N_BINS, bin_edges
 from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.widgets.browser import FeatureBrowser
 from tests.browser.test_card_stub import THEMES, worst_contrast
@@ -40,6 +42,17 @@ A_MILLION = """() => {
 }"""
 
 
+# The kernel hears nothing until release() is called.
+HOLD = """() => {
+  window.held = [];
+  model.send = (message) => held.push(message);
+  window.release = () => { delete model.send; held.splice(0).forEach((m) => model.send(m)); };
+}"""
+
+REFUSE = """(reason) => { model.send = (m) => setTimeout(() =>
+  model.fire('msg:custom', {kind: 'answer', id: m.id, ok: false, reason})); }"""
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     return write_result(tmp_path_factory.mktemp("result") / "here")
@@ -67,6 +80,10 @@ def rows(made):
 
 def shows(made, feature):
     expect(made.page.locator(".xk-browser")).to_have_attribute("data-feature", str(feature))
+
+
+def note(made):
+    return made.page.locator(".xk-note")
 
 
 def chosen(made):
@@ -101,7 +118,7 @@ def test_every_view_is_readable_in_light_and_dark(shown, result, theme):
     expect(made.page.get_by_text("Never active on the")).to_be_visible()
     made.page.evaluate("() => { model.send = () => { throw new Error('gone') } }")
     made.page.keyboard.press("m")
-    expect(made.page.get_by_text("The kernel of this browser is gone")).to_be_visible()
+    expect(note(made)).to_contain_text("The kernel of this browser is gone")
     assert worst_contrast(made)[0] >= 4.5
 
 
@@ -220,6 +237,31 @@ def test_the_list_is_filtered_and_searched(shown, result):
     expect(status).to_have_text("600 features")
 
 
+def test_a_list_that_was_filtered_before_says_by_what(shown, result):
+    browser = result.browse()
+    listing = {
+        "density": [0.007, None], "max_act": [None, 12.5], "life": "alive", "token": " paris",
+        "among": list(range(500)),
+    }  # fmt: skip
+    ask = {"kind": "ask", "id": "1", "name": "list", "listing": listing, "rows": 9}
+    assert browser.answer(ask)["ok"]
+    made = shown(browser)
+    search = made.page.get_by_role("searchbox")
+    expect(search).to_have_value(" paris")
+    made.page.get_by_text("Filters (4)").click()
+    filters = made.page.locator(".xk-filter-grid")
+    for name, value in (
+        ("least density, per cent", "0.7"), ("largest density, per cent", ""),
+        ("largest max activation", "12.5"), ("dead features", "alive"),
+    ):  # fmt: skip
+        expect(filters.get_by_label(name)).to_have_value(value)
+    expect(filters.get_by_label("marked features only")).to_be_checked()
+    made.page.get_by_role("button", name="Clear filters").click()
+    expect(made.page.locator(".xk-status")).to_have_text("600 features")
+    expect(search).to_have_value("")
+    expect(filters.get_by_label("marked features only")).not_to_be_checked()
+
+
 def test_only_the_rows_in_sight_exist_and_a_million_have_a_last_one(shown, result):
     made = shown(result.browse())
     assert rows(made).get_by_role("option").count() < 60
@@ -256,6 +298,147 @@ def test_a_similar_feature_and_python_lead_to_another_one(shown, result):
     expect(made.page.get_by_role("button", name="mark feature 480")).to_have_attribute(
         "aria-pressed", "true"
     )
+
+
+def test_the_row_chosen_last_stays_chosen_when_a_jump_is_answered_late(shown, result):
+    made = shown(result.browse(20))
+    made.page.evaluate(HOLD)
+    made.page.get_by_role("button", name="25", exact=True).click()
+    made.page.keyboard.press("j")
+    made.page.evaluate("release()")
+    shows(made, 21)
+    assert text_of(chosen(made), "id") == "21"
+
+
+def test_a_group_that_is_chosen_while_the_kernel_is_busy_is_the_one_shown(shown, result):
+    made = shown(result.browse(20))
+    rows(made).focus()
+    made.page.evaluate(HOLD)
+    for key in "jgg":
+        made.page.keyboard.press(key)
+    tab = made.page.get_by_role("tab", selected=True)
+    expect(tab).to_contain_text("Top")  # what is seen is still of the other group
+    made.page.evaluate("release()")
+    shows(made, 21)
+    expect(tab).to_contain_text(BAND_2)
+    made.page.keyboard.press("j")
+    shows(made, 22)
+    expect(tab).to_contain_text(BAND_2)
+
+
+def test_the_keyboard_is_not_lost_with_the_button_that_was_pressed(shown, result):
+    made = shown(result.browse(20))
+    press = made.page.keyboard.press
+    near = made.page.get_by_role("button", name="25", exact=True)
+    near.focus()
+    press("Enter")
+    shows(made, 25)
+    expect(made.page.get_by_role("region", name="feature 25")).to_be_focused()
+    press("k")
+    shows(made, 24)
+    window = made.page.get_by_role("button", name="Window")
+    window.focus()
+    press("j")  # the buttons of the sizes are the same for every feature
+    shows(made, 25)
+    expect(window).to_be_focused()
+    press("Enter")
+    expect(window).to_have_attribute("aria-pressed", "true")
+    for control in (window, made.page.get_by_role("tab", selected=True)):
+        made.page.get_by_role("searchbox").fill(f"#{DEAD - 1}")
+        press("Enter")
+        shows(made, DEAD - 1)
+        control.focus()
+        press("j")  # a dead feature has no examples to choose from
+        shows(made, DEAD)
+        expect(made.page.get_by_role("region")).to_be_focused()
+
+
+def test_a_mark_is_seen_at_once_and_the_last_press_counts(shown, result):
+    browser = result.browse(20)
+    made = shown(browser)
+    mark = made.page.get_by_role("button", name="mark feature 20")
+    rows(made).focus()
+    made.page.evaluate(HOLD)
+    for pressed in ("true", "false", "true"):
+        made.page.keyboard.press("m")
+        expect(mark).to_have_attribute("aria-pressed", pressed)
+    made.page.evaluate(
+        """() => { const box = document.querySelector('.xk-mark').closest('.xk-browser');
+        window.seen = []; new MutationObserver(() => seen.push(
+            box.querySelector('[aria-label="mark feature 20"]')?.ariaPressed
+        )).observe(box, {subtree: true, attributes: true, attributeFilter: ['aria-pressed']});
+        release(); }"""
+    )
+    made.page.keyboard.press("j")
+    shows(made, 21)  # the kernel answers in order: the marks are settled
+    assert browser.selection == [20]
+    assert "false" not in made.page.evaluate("seen")
+    made.page.evaluate(REFUSE, "no")
+    made.page.keyboard.press("m")
+    expect(note(made)).to_have_text("no")
+    expect(made.page.get_by_text("600 features · 1 marked")).to_be_visible()
+
+
+def test_a_list_of_marked_features_is_as_long_as_their_number(shown, result):
+    browser = result.browse(20)
+    browser.selection = [20, 30, 40]
+    made = shown(browser)
+    status = made.page.locator(".xk-status")
+    made.page.get_by_text("Filters", exact=True).click()
+    made.page.get_by_label("marked features only").check()
+    expect(status).to_have_text("3 of 600 \u00b7 3 marked")
+    rows(made).focus()
+    made.page.keyboard.press("m")
+    expect(status).to_have_text("2 of 600 \u00b7 2 marked")
+    made.page.keyboard.press("End")
+    shows(made, 40)
+    browser.selection = [50]
+    expect(status).to_have_text("1 of 600 \u00b7 1 marked")
+    assert in_sql(result, browser) == [50]
+
+
+def test_what_is_noted_is_read_out(shown, result):
+    made = shown(result.browse(20))
+    live = made.page.locator(".xk-live[role=status]")
+    expect(live).to_have_text("")  # there before it says anything, else nobody hears it
+    rows(made).focus()
+    made.page.evaluate(REFUSE, "examples.parquet cannot be read")
+    made.page.keyboard.press("j")
+    expect(live).to_have_text("examples.parquet cannot be read")
+    assert note(made).get_attribute("role") is None
+
+
+def test_a_key_that_an_input_method_uses_is_not_taken(shown, result):
+    made = shown(result.browse(20))
+    search = made.page.get_by_role("searchbox")
+    search.fill("#42")
+    compose = """(node, isComposing) => node.dispatchEvent(
+        new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, isComposing}))"""
+    search.evaluate(compose, True)
+    expect(search).to_be_focused()
+    search.evaluate(compose, False)
+    expect(rows(made)).to_be_focused()
+    shows(made, 42)
+
+
+def test_two_views_show_the_same(shown, result):
+    made = shown(labelled(result, "a"))
+    made.page.evaluate("() => { again() }")
+    views = [made.page.locator(".xk-browser").nth(i) for i in range(2)]
+    expect(views[1]).to_have_attribute("data-feature", str(LOUD))
+    lists = [view.get_by_role("listbox") for view in views]
+    views[0].get_by_role("searchbox").fill(" paris")
+    expect(views[1].locator(".xk-status")).to_contain_text("of 600")
+    expect(views[1].get_by_role("searchbox")).to_have_value(" paris")
+    lists[1].press("Home")
+    first = lists[1].get_by_role("option", selected=True).locator(".xk-id").text_content()
+    expect(views[0]).to_have_attribute("data-feature", first)
+    expect(lists[0].get_by_role("option", selected=True).locator(".xk-id")).to_have_text(
+        first
+    )
+    lists[0].press("m")
+    for view in views:
+        expect(view.get_by_text("1 marked")).to_be_visible()
 
 
 def test_markup_and_marks_of_direction_stay_text(shown, result):
@@ -313,6 +496,19 @@ def test_roles_and_names_say_what_is_seen(shown, result):
         assert node.evaluate(unnamed)
 
 
+def test_the_histogram_says_what_its_bins_hold(shown, result):
+    browser = result.browse(20)
+    first = np.flatnonzero(result.histogram(20))[0]
+    low, high = bin_edges()[first : first + 2]
+    made = shown(browser)
+    bins = made.page.locator(".xk-bin")
+    assert bins.first.get_attribute("title").startswith(f"{low:.3g} to {high:.3g}: ")
+    loud = browser.page() | {"hist": {"first": N_BINS - 1, "counts": [3]}, "at": 20}
+    told = {"kind": "told", "content": {"feature": loud}}
+    made.page.evaluate("(told) => model.fire('msg:custom', told)", told)
+    expect(bins).to_have_attribute("title", "above 1,024: 3 tokens")
+
+
 def test_the_peaks_stand_below_each_other(shown, result):
     made = shown(result.browse(20))
     left = {round(peak.bounding_box()["x"]) for peak in made.page.locator(".xk-peak").all()}
@@ -338,19 +534,46 @@ def test_a_busy_kernel_a_refusal_and_the_newest_question(shown, result):
     made.page.evaluate("model.sent.length = 0")
     for _ in range(5):
         made.page.keyboard.press("j")
-    expect(
-        made.page.get_by_text("waiting for the kernel (busy running a cell?)")
-    ).to_be_visible()
+    expect(note(made)).to_have_text("waiting for the kernel (busy running a cell?)")
     sent = made.page.evaluate("model.sent.filter((m) => m.name === 'feature')")
     assert [message["row"] for message in sent] == [21]  # one question is open at a time
     made.page.evaluate("model.send = window.send; model.send(model.sent.at(-1))")
     shows(made, 25)  # then the newest: 22 to 24 were never asked for
-    expect(made.page.get_by_text("waiting for the kernel")).to_be_hidden()
-    refuse = """() => { model.send = (m) => setTimeout(() => model.fire('msg:custom',
-        {kind: 'answer', id: m.id, ok: false, reason: 'examples.parquet cannot be read'})) }"""
-    made.page.evaluate(refuse)
+    expect(note(made)).to_be_hidden()
+    made.page.evaluate(REFUSE, "examples.parquet cannot be read")
     made.page.keyboard.press("j")
-    expect(made.page.get_by_text("examples.parquet cannot be read")).to_be_visible()
+    expect(note(made)).to_have_text("examples.parquet cannot be read")
+
+
+def test_a_question_that_the_kernel_lost_holds_nothing_up(shown, result):
+    made = shown(result.browse(20))
+    sort_by_density = made.page.get_by_role("button", name="sort by density")
+    made.page.clock.install()
+
+    def go_on():
+        rows(made).press("j")
+
+    for act, asked in ((go_on, "feature"), (sort_by_density.click, "list")):
+        made.page.evaluate(HOLD)
+        act()
+        act()
+        assert made.page.evaluate("held.map((message) => message.name)") == [asked]
+        made.page.clock.fast_forward(6000)
+        expect(note(made)).to_have_text("waiting for the kernel (busy running a cell?)")
+        made.page.evaluate("() => { held.length = 0 }")  # it was restarted
+        act()
+        made.page.wait_for_function("held.length === 1")
+        expect(note(made)).to_have_text("waiting for the kernel (busy running a cell?)")
+        made.page.evaluate("release()")
+        expect(note(made)).to_be_hidden()
+    shows(made, 23)
+    expect(sort_by_density).to_have_attribute("aria-pressed", "true")
+    made.page.evaluate(HOLD)
+    go_on()
+    made.page.clock.fast_forward(6000)
+    made.page.evaluate("() => { model.send = () => { throw new Error('gone') } }")
+    go_on()
+    expect(note(made)).to_contain_text("The kernel of this browser is gone")
 
 
 def test_a_narrow_page_shows_everything_without_a_sideways_scroll(shown, result):
@@ -365,6 +588,8 @@ def test_nothing_is_left_behind_when_the_view_goes(shown, result):
     made.page.evaluate("window.stop()")
     assert made.page.evaluate("model.listeners()") == 0
     assert made.page.locator("#host > *").count() == 0
+    first, *_, last = made.page.evaluate("model.sent")
+    assert last == {"kind": "bye", "view": first["view"]}
 
 
 def test_what_is_sent_for_one_feature_is_small(result):

@@ -15,6 +15,7 @@ from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from extraction_kit.results import GROUPS
 from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.widgets.browser import FeatureBrowser
+from extraction_kit.widgets.browser_view import BrowserView
 from tests.results_to_browse import CONTEXT_SIZE, DEAD, HOSTILE, LOUD, Shape, write_result
 from tests.unit.lab import Lab
 from tests.unit.synthetic import synthetic
@@ -157,7 +158,7 @@ def test_python_moves_the_browser_and_the_page_is_told(browser):
     assert told[0]["content"]["feature"]["feature"] == 11
     browser.selection = [np.int32(4), 2, 4]
     assert browser.selection == [4, 2]
-    assert told[1] == {"kind": "told", "content": {"marks": [4, 2]}}
+    assert told[1] == {"kind": "told", "but": None, "content": {"marks": [4, 2]}}
     with pytest.raises(UnknownFeature, match="600"):
         browser.feature = 600
     with pytest.raises(UnknownFeature):
@@ -170,6 +171,80 @@ def test_marks_of_the_page_are_the_selection_of_python(browser):
     assert content(browser, "mark", feature=5, on=True)["marks"] == [9, 5]
     assert content(browser, "mark", feature=9, on=False)["marks"] == [5]
     assert browser.selection == [5]
+
+
+def test_a_list_of_marked_features_follows_the_marks(browser):
+    browser.selection = [9, 5, 30]
+    found = content(browser, "list", listing={"among": [9, 5, 30]}, rows=2)
+    assert found["n"] == 3
+    found = content(browser, "mark", feature=9, on=False)
+    assert found["list"]["rows"]["feature"] == [5, 30]
+    assert "feature IN (5, 30)" in browser.sql
+    told = []
+    browser.connect(told.append)
+    browser.selection = [44]
+    assert told[0]["content"]["list"]["rows"]["feature"] == [44]
+    assert "list" not in content(browser, "list", listing={}, rows=2)
+    assert "list" not in content(browser, "mark", feature=9, on=True)
+
+
+def test_what_one_output_asks_for_is_seen_by_the_others(browser):
+    told = []
+    browser.connect(told.append)
+    found = content(browser, "list", view="a", listing={"life": "dead"}, rows=3)
+    assert told == [{"kind": "told", "but": "a", "content": {"list": found}}]
+    found = content(browser, "mark", view="a", feature=9, on=True)
+    assert told[1] == {"kind": "told", "but": "a", "content": {"marks": [9]}}
+    found = content(browser, "feature", view="b", feature=11, group="random")
+    assert told[2] == {"kind": "told", "but": "b", "content": {"feature": found}}
+    for name in ("open", "rows", "examples"):
+        ask(browser, name, view="a", rows=1, revision=1, start=0, count=1, feature=1)
+    assert not ask(browser, "mark", view="a", feature=-1, on=True)["ok"]
+    browser.selection = [1]
+    assert [one["but"] for one in told] == ["a", "a", "b", None]
+
+
+def test_an_output_hears_of_changes_while_somebody_looks_at_it(browser, monkeypatch):
+    view, sent = BrowserView(browser), []
+    monkeypatch.setattr(view, "send", sent.append)
+
+    def heard(feature):
+        sent.clear()
+        browser.feature = feature
+        return len(sent)
+
+    def says(kind, page, **more):
+        view._on_message(view, {"kind": kind, "id": "1", "view": page, **more}, [])
+
+    assert heard(1) == 0
+    says("ask", "a", name="open", rows=5)
+    says("ask", "b", name="open", rows=5)  # the output has a second view
+    assert heard(2) == 1
+    sent.clear()
+    says("ask", "b", name="mark", feature=9, on=True)
+    assert [message["kind"] for message in sent] == ["told", "answer"]
+    says("bye", "a")
+    assert heard(3) == 1
+    sent.clear()
+    says("ask", "b", name="mark", feature=9, on=False)  # nobody else looks
+    assert [message["kind"] for message in sent] == ["answer"]
+    says("bye", "b")
+    says("bye", "b")
+    assert heard(4) == 0
+    assert browser._tellers == []  # the browser holds no output that is gone
+    says("ask", "b", name="rows", revision=0, start=0, count=1)  # it came back
+    assert heard(5) == 1
+    view.close()
+
+
+def test_an_interrupted_kernel_answers(browser, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(browser._pages, "page", stopped)
+    answer = ask(browser, "feature", feature=1)
+    assert not answer["ok"]
+    assert answer["reason"] == "The kernel was interrupted before it answered: ask again."
 
 
 def test_an_unknown_feature_is_refused_before_anything_is_shown(result):
