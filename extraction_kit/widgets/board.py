@@ -28,6 +28,7 @@ from extraction_kit.errors import ExtractionKitError
 from extraction_kit.lifecycle import ACTIVE
 from extraction_kit.overview import RunLine
 from extraction_kit.widgets.card import act
+from extraction_kit.widgets.display import read_details
 from extraction_kit.widgets.hub import Hub, Pace, Watch
 from extraction_kit.widgets.payload import safe
 from extraction_kit.widgets.source import ListSource
@@ -218,9 +219,13 @@ class RunBoard:
             return False, safe(str(error))
         while len(self._open) >= MAX_OPEN:  # views that went without a word
             self._hub.drop(self._open.pop(next(iter(self._open))))
+        events, highlights = read_details(self._source, shown)
         watch = Watch(
             source=self._source,
             run_id=shown.run_id,
+            view=shown,
+            events=events,
+            highlights=highlights,
             push=lambda state: self.push({"kind": "card", "view": view, "state": state}),
         )
         self._open[view] = watch

@@ -319,7 +319,8 @@ function render({ model, el: host, signal }) {
   }
 
   function newChip(name) {
-    const mark = name === "attention" ? el("span", "xk-warn", "⚠") : shape(name);
+    const warn = () => attrs(el("span", "xk-warn", "⚠"), { "aria-hidden": "true" });
+    const mark = name === "attention" ? warn() : shape(name);
     const word = name === "attention" ? "Needs a look" : capital(name);
     const chip = el("button", "xk-chip", mark, el("span", "", word), el("b", ""));
     attrs(chip, { ...KEEP, type: "button", "data-chip": name, "data-state": name });
