@@ -167,7 +167,7 @@ function render({ model, el: host, signal }) {
   const ui = dashboardParts();
   host.append(ui.root);
   const store = makeStore(() => hello());
-  const look = { sort: { key: "run", down: true }, states: new Set(), attention: false, text: "", grouped: false, collapsed: new Set() };
+  const look = { sort: { key: "run", down: true }, states: new Set(), attention: false, words: [], grouped: false, collapsed: new Set() };
   const selected = new Set();
   const pending = new Map(); // run id -> {id, name, at}
   let answers = []; // [{key, text, ok}]
@@ -265,12 +265,13 @@ function render({ model, el: host, signal }) {
 
   const needsLook = (row) => row.findings.length > 0;
 
+  const fits = (row) =>
+    (!look.states.size || look.states.has(row.state)) && (!look.attention || needsLook(row)) &&
+    look.words.every((word) => words(row).includes(word));
+
   function relist() {
     const rows = [...store.rows.values()];
-    const wanted = look.text.toLowerCase().split(/\s+/).filter(Boolean);
-    const found = rows.filter((row) =>
-      (!look.states.size || look.states.has(row.state)) && (!look.attention || needsLook(row)) &&
-      wanted.every((word) => words(row).includes(word)));
+    const found = rows.filter(fits);
     const sorted = ordered(found, look.sort, store.clock());
     items = look.grouped ? grouped(sorted, look.collapsed) : sorted.map(item);
     sortedAt = Date.now();
@@ -284,6 +285,8 @@ function render({ model, el: host, signal }) {
     say(ui.shown, all ? `${count(rows.length)} run${rows.length === 1 ? "" : "s"}` : `${count(found.length)} of ${count(rows.length)} runs`);
     say(ui.empty, items.length ? "" : rows.length ? "No run fits search and filters." : "No runs yet: ws.launch(...) makes the first one.");
     attrs(ui.grid, { role: look.grouped ? "treegrid" : "grid", "aria-rowcount": items.length + 1 });
+    // a table of three runs is small, and none jumps while a person types into the search
+    ui.grid.style.setProperty("--xk-rows", Math.max(3, rows.length));
     drawChips(rows);
     drawColumns();
     list.show(items);
@@ -398,7 +401,9 @@ function render({ model, el: host, signal }) {
 
   function drawFoot() {
     const rows = [...selected].map((id) => store.rows.get(id)).filter(Boolean);
-    say(ui.selected, rows.length ? `${count(rows.length)} selected` : "");
+    const hidden = rows.filter((row) => !fits(row)).length;
+    const unseen = hidden ? `, ${count(hidden)} of them not shown` : "";
+    say(ui.selected, rows.length ? `${count(rows.length)} selected${unseen}` : "");
     ui.hint.hidden = rows.length > 0;
     if (rows.length && !ui.acts.children.length) ui.acts.append(...["cancel", "resume", "clear"].map(newAct));
     if (!rows.length && ui.acts.contains(document.activeElement)) ui.grid.focus({ preventScroll: true });
@@ -575,7 +580,10 @@ function render({ model, el: host, signal }) {
   let typing = 0;
   function typed() {
     clearTimeout(typing);
-    typing = setTimeout(() => ((look.text = ui.find.value), refilter()), 80);
+    typing = setTimeout(() => {
+      look.words = ui.find.value.toLowerCase().split(/\s+/).filter(Boolean);
+      refilter();
+    }, 80);
   }
 
   function inFind(event) {

@@ -354,7 +354,7 @@ class BoardStub(Stub):
 
 
 FAST = Pace(
-    viewed_s=0.02, resting_s=0.02, unviewed_s=0.05, beat_s=30.0, lease_s=60.0, linger_s=0.0
+    viewed_s=0.05, resting_s=0.05, unviewed_s=0.1, beat_s=30.0, lease_s=60.0, linger_s=0.0
 )
 
 
