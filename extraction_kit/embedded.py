@@ -311,14 +311,15 @@ def monitor_slot(paths: Paths) -> Slot:
     )
 
 
-def _worker_slots(paths: Paths) -> list[Slot]:
+def worker_slots(paths: Paths) -> list[Slot]:
+    """Return the slots that local workers have or had."""
     names = [path.stem.removeprefix("worker-") for path in paths.run.glob("worker-*.lock")]
     return [worker_slot(paths, int(name)) for name in sorted(names) if name.isdecimal()]
 
 
 def worker_alive(paths: Paths) -> bool:
     """Tell whether a local worker holds a slot."""
-    return any(is_held(slot.lock) for slot in _worker_slots(paths))
+    return any(is_held(slot.lock) for slot in worker_slots(paths))
 
 
 def start_worker(paths: Paths, *, version: str, environment: Mapping[str, str]) -> bool:
@@ -407,7 +408,7 @@ def stop_workers(paths: Paths, *, patience_s: float = 60.0) -> bool:
     bool
         True if no worker is alive now.
     """
-    slots = _worker_slots(paths)
+    slots = worker_slots(paths)
     for slot in slots:  # all of them first: they save their checkpoints side by side
         slot.stop(patience_s=0)
     return _wait_until(lambda: not any(is_held(slot.lock) for slot in slots), patience_s)

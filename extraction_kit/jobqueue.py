@@ -80,6 +80,18 @@ class ServerReport:
     n_workers: int  # as registered: a hint, never evidence
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerReport:
+    """What a worker last said of itself to the server."""
+
+    name: str
+    host: str
+    pid: int | None
+    state: str
+    """``idle``, ``busy``, ``suspended``; ``gone`` if it stopped saying that it lives."""
+    job_id: str | None
+
+
 class ExtractionJob(Job):  # type: ignore[misc] # rq has no complete types
     """A job that can name one callable and no callbacks."""
 
@@ -210,6 +222,24 @@ class JobQueue:
         except redis.RedisError:
             return None
 
+    def workers(self) -> list[WorkerReport] | None:
+        """Return the workers that have registered, None if the server does not answer.
+
+        A hint for a person, never evidence: see :meth:`n_workers`.
+        """
+        try:
+            members: Any = self._redis.smembers(f"rq:workers:{QUEUE}")
+            keys = sorted(members)
+            pipeline = self._redis.pipeline(transaction=False)
+            for key in keys:
+                pipeline.hmget(key, ["hostname", "pid", "state", "current_job"])
+            found = pipeline.execute() if keys else []
+        except redis.RedisError:
+            return None
+        return [
+            _worker_report(key, values) for key, values in zip(keys, found, strict=True)
+        ]
+
     @contextlib.contextmanager
     def _reachable(self) -> Iterator[None]:
         try:
@@ -221,6 +251,19 @@ class JobQueue:
                 "Type `extraction-kit up` for the embedded server, or check "
                 "EXTRACTION_KIT_REDIS_URL"
             ) from error
+
+
+def _worker_report(key: bytes, values: list[bytes | None]) -> WorkerReport:
+    host, pid, state, job_id = (None if one is None else one.decode() for one in values)
+    known = state if state in {"idle", "busy", "suspended"} else None
+    return WorkerReport(
+        name=key.decode().rpartition(":")[2],
+        host=host or "",
+        pid=int(pid) if pid is not None and pid.isdecimal() else None,
+        # its entry expires unless the worker renews it; one that starts is idle in a moment
+        state="gone" if host is None else (known or "idle"),
+        job_id=job_id or None,
+    )
 
 
 def _problems(info: dict[str, Any]) -> Iterator[str]:

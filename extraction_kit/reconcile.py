@@ -30,6 +30,7 @@ from extraction_kit.catalog.publish import (
 from extraction_kit.config import Settings
 from extraction_kit.jobqueue import Evidence, JobQueue
 from extraction_kit.ledger import events, records
+from extraction_kit.ledger.changes import ListedRun
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.store import Store
 from extraction_kit.ledger.transitions import Mover, move, next_attempt
@@ -419,12 +420,12 @@ def _queue_key(run: RunRecord) -> str:
     return f"queue {run.job_id}"
 
 
-def beat_key(run: RunRecord) -> str:
+def beat_key(run: RunRecord | ListedRun) -> str:
     """Return the name under which the beat number of an attempt is observed."""
     return f"beat {run.run_id}-a{run.attempt}"
 
 
-def progress_key(run: RunRecord) -> str:
+def progress_key(run: RunRecord | ListedRun) -> str:
     """Return the name under which the progress of an attempt is observed."""
     return f"progress {run.run_id}-a{run.attempt}"
 

@@ -18,6 +18,7 @@ from extraction_kit.errors import (
     WaitTimeout,
 )
 from extraction_kit.lifecycle import ACTIVE, ENDED, RunState
+from extraction_kit.overview import Overview
 from extraction_kit.reader import ResultReader
 from extraction_kit.status import Explanation
 from extraction_kit.views import Happening, RunView
@@ -42,6 +43,8 @@ class Watcher:
         self._reconciled_at = float("-inf")
         self._session: Session | None = None
         self._lock = threading.Lock()
+        self.overview = Overview(bench)
+        """All runs at the price of what changed, for lists of them."""
 
     @property
     def session(self) -> "Session":

@@ -22,6 +22,7 @@ from extraction_kit.trainings import Training, describe_training
 from extraction_kit.trainings.saelens_release import fetch_release, is_release
 from extraction_kit.verification import Verification, verify
 from extraction_kit.views import RunView
+from extraction_kit.widgets.dashboard import Dashboard
 from extraction_kit.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -259,6 +260,10 @@ class Workspace(Curated):
     def views(self) -> list[RunView]:
         """Return all runs as they stand, the newest first."""
         return self._watcher.views()
+
+    def dashboard(self) -> Dashboard:
+        """Return all runs as a table to look at: live in a notebook, static HTML elsewhere."""
+        return Dashboard(self._watcher)
 
     def runs(self) -> "duckdb.DuckDBPyRelation":
         """Return all runs as a relation, the newest first."""

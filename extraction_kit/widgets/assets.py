@@ -1,13 +1,18 @@
 """The page side of the widgets: files beside this one, put together without a build step."""
 
+import re
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+_EARLIER_EXPORT = r"^export default [^\n]*\n(?=[\s\S]*^export default )"
 
 
 def esm(*names: str) -> str:
-    """Return one module: ``page.js``, shared by all widgets, and the named files."""
-    return _joined("js", names)
+    """Return one module: ``page.js``, shared by all widgets, and the named files.
+
+    A file that is a widget of its own ends with its export; the last one's counts.
+    """
+    return re.sub(_EARLIER_EXPORT, "", _joined("js", names), flags=re.MULTILINE)
 
 
 def css(*names: str) -> str:

@@ -9,7 +9,7 @@ const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending
 // --- one hello for all views of a model ------------------------------------------------
 
 // Tells the kernel that somebody looks: it sends less often to nobody.
-function initialize({ model, signal }) {
+function greet({ model, signal }) {
   let timer = 0;
   const hello = () => {
     clearTimeout(timer);
@@ -163,7 +163,7 @@ function refusalParts(view, now) {
   ].filter((part) => part != null);
 }
 
-function render({ model, el: host, signal }) {
+function renderCard({ model, el: host, signal }) {
   const ui = skeleton();
   host.append(ui.root);
   const samples = [];
@@ -403,4 +403,4 @@ function render({ model, el: host, signal }) {
   return stop;
 }
 
-export default { initialize, render };
+export default { initialize: greet, render: renderCard };

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from extraction_kit.lifecycle import ACTIVE, RunState
 from extraction_kit.views import Happening, RunView
@@ -41,6 +41,9 @@ class Pace:
     """A page that was not heard for this long is taken as gone."""
     linger_s: float = 60.0
     """A card of a run that was completed when shown stays live for this long."""
+    forget_s: float = 600.0
+    """A list of runs that nobody looked at for this long is not kept up to date any more;
+    it is again as soon as somebody looks."""
 
 
 Push = Callable[[dict[str, Any]], None]
@@ -83,6 +86,17 @@ class Watch:
         return self.view is not None and self.view.state is RunState.COMPLETED
 
 
+class Board(Protocol):
+    """What shows all runs: it reads and pushes by itself, whenever the hub lets it."""
+
+    wanted: bool  # at the next tick, changed or not
+    heard_at: float
+
+    def tick(self, pace: Pace) -> None:
+        """Read, and push what changed; on the hub's thread only."""
+        ...
+
+
 class Hub:
     """Reads all watched runs and pushes what changed.
 
@@ -96,6 +110,7 @@ class Hub:
         self.pace = pace or Pace()
         self._changed = threading.Condition()
         self._watches: list[Watch] = []
+        self._boards: list[Board] = []
         self._thread: threading.Thread | None = None
         self._cursors: dict[int, int] = {}
 
@@ -114,18 +129,35 @@ class Hub:
             No thread can be started here (JupyterLite).
         """
         with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(
-                    target=self._loop, name="extraction_kit hub", daemon=True
-                )
-                thread.start()
-                self._thread = thread
+            self._start()
             if watch not in self._watches:
                 self._watches.append(watch)
             watch.wanted = True
             self._changed.notify_all()
 
-    def wake(self, watch: Watch) -> None:
+    def attend(self, board: Board) -> None:
+        """Let `board` tick from now on, until nobody looks at it for ``Pace.forget_s``.
+
+        Raises
+        ------
+        RuntimeError
+            As in :meth:`watch`.
+        """
+        with self._changed:
+            self._start()
+            if board not in self._boards:
+                self._boards.append(board)
+            self._changed.notify_all()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(
+                target=self._loop, name="extraction_kit hub", daemon=True
+            )
+            thread.start()
+            self._thread = thread
+
+    def wake(self, watch: Watch | Board) -> None:
         """Send the state of `watch` now; nothing for one that ended."""
         with self._changed:
             watch.wanted = True
@@ -144,10 +176,17 @@ class Hub:
         while True:
             started = time.monotonic()
             with self._changed:
-                watches = list(self._watches)
+                watches, boards = list(self._watches), list(self._boards)
             self._tick(watches)
+            for board in boards:
+                self._tick_board(board)
             with self._changed:
-                if not self._watches:
+                self._boards = [
+                    board
+                    for board in self._boards
+                    if self._within(board, self.pace.forget_s)
+                ]
+                if not self._watches and not self._boards:
                     self._thread = None
                     self._cursors.clear()
                     return
@@ -157,17 +196,32 @@ class Hub:
             time.sleep(max(0.0, started + self.pace.viewed_s - time.monotonic()))
 
     def _awaited(self) -> bool:
-        return not self._watches or any(watch.wanted for watch in self._watches)
+        if not self._watches and not self._boards:
+            return True
+        return any(watch.wanted for watch in self._watches) or any(
+            board.wanted for board in self._boards
+        )
 
     def _period(self) -> float:
+        if any(self._viewed(board) for board in self._boards):
+            return self.pace.viewed_s  # another process may launch a run at any moment
         if not any(self._viewed(watch) for watch in self._watches):
             return self.pace.unviewed_s
         if any(watch.view and watch.view.state in ACTIVE for watch in self._watches):
             return self.pace.viewed_s
         return self.pace.resting_s
 
-    def _viewed(self, watch: Watch) -> bool:
-        return time.monotonic() - watch.heard_at < self.pace.lease_s
+    def _viewed(self, one: Watch | Board) -> bool:
+        return self._within(one, self.pace.lease_s)
+
+    def _within(self, one: Watch | Board, seconds: float) -> bool:
+        return time.monotonic() - one.heard_at < seconds
+
+    def _tick_board(self, board: Board) -> None:
+        try:
+            board.tick(self.pace)
+        except Exception:  # one closed page must not stop the others
+            log.debug("cannot send to a list of runs", exc_info=True)
 
     def _tick(self, watches: Sequence[Watch]) -> None:
         for source in {id(watch.source): watch.source for watch in watches}.values():

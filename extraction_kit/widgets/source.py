@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from extraction_kit.overview import Overview
 from extraction_kit.views import Happening, RunView
 
 
@@ -48,3 +49,9 @@ class RunSource(Protocol):
     def resume(self, run_id: str) -> RunView:
         """Continue a resting run from its checkpoint."""
         ...
+
+
+class ListSource(RunSource, Protocol):
+    """The same of all runs of a workspace."""
+
+    overview: Overview

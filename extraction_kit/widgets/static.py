@@ -63,7 +63,7 @@ def html(
     """
     tone = _TONES[view.state]
     parts = [
-        _head(view, tone),
+        _head(view),
         _bar(view, tone),
         _figures(view),
         *_story(view, reproducible=reproducible),
@@ -73,11 +73,13 @@ def html(
     return frame("\n".join(parts), edge=tone)
 
 
-def frame(content: str, *, edge: str = "rgba(128,128,128,.35)") -> str:
+def frame(
+    content: str, *, edge: str = "rgba(128,128,128,.35)", width: str = "860px"
+) -> str:
     """Return HTML in the frame that all static displays share."""
     style = (
         f"border:1px solid rgba(128,128,128,.35);border-left:4px solid {edge};"
-        "border-radius:8px;padding:12px 16px;max-width:860px;font-size:13px;"
+        f"border-radius:8px;padding:12px 16px;max-width:{width};font-size:13px;"
         "line-height:1.55;font-family:system-ui,-apple-system,'Segoe UI',sans-serif"
     )
     return f'<div class="xk-static" style="{style}">\n{content}\n</div>'
@@ -87,7 +89,7 @@ def _plain(value: object) -> str:
     return escape(words.tame(str(value)))
 
 
-def _text(value: object) -> str:
+def isolated(value: object) -> str:
     """Return `value` escaped and isolated, so that its direction ends with it."""
     return f"<bdi>{_plain(value)}</bdi>"
 
@@ -101,13 +103,14 @@ def prose(text: str) -> str:
     """Return `text` escaped, with what stands between backticks as code."""
     pieces = re.split(r"`([^`\n]+)`", text)
     return "".join(
-        _code(piece) if index % 2 else _text(piece)
+        _code(piece) if index % 2 else isolated(piece)
         for index, piece in enumerate(pieces)
         if piece
     )
 
 
-def _moment(at: datetime) -> str:
+def moment(at: datetime) -> str:
+    """Return a moment to the minute, UTC, in a ``<time>`` element."""
     at = at.astimezone(UTC)
     return f'<time datetime="{at:%Y-%m-%dT%H:%MZ}">{at:%Y-%m-%d %H:%M} UTC</time>'
 
@@ -123,16 +126,21 @@ def _line(content: str, style: str = "") -> str:
     return f'<div style="margin-top:6px;{style}">{content}</div>'
 
 
-def _head(view: RunView, tone: str) -> str:
-    pill = (
-        f'<span style="background:{tone};color:#fff;border-radius:999px;padding:2px 10px;'
-        f'font-weight:600">{escape(view.state.capitalize())}</span>'
+def pill(state: RunState) -> str:
+    """Return a state as a word on its colour."""
+    return (
+        f'<span style="background:{_TONES[state]};color:#fff;border-radius:999px;'
+        f'padding:2px 10px;font-weight:600">{escape(state.capitalize())}</span>'
     )
+
+
+def _head(view: RunView) -> str:
     about = [f"generation {view.generation}", view.model, view.hook_name]
     if view.d_sae is not None:
         about.append(f"{view.d_sae:,} features")
-    subtitle = " · ".join(_text(item) for item in about if item)
-    return f"<div>{pill} <strong>{_text(view.training_id)}</strong> · {subtitle}</div>"
+    subtitle = " · ".join(isolated(item) for item in about if item)
+    name = f"<strong>{isolated(view.training_id)}</strong>"
+    return f"<div>{pill(view.state)} {name} · {subtitle}</div>"
 
 
 def _bar(view: RunView, tone: str) -> str:
@@ -182,10 +190,10 @@ def _story(view: RunView, *, reproducible: bool) -> Iterable[str]:
 
 def _completed(view: RunView, *, reproducible: bool) -> Iterable[str]:
     words_ = [
-        f"Completed {_moment(view.completed_at)}" if view.completed_at else "Completed"
+        f"Completed {moment(view.completed_at)}" if view.completed_at else "Completed"
     ]
     if not reproducible:
-        words_.append(f"launched by {_text(view.created_by)}")
+        words_.append(f"launched by {isolated(view.created_by)}")
     if view.results_dir:
         folder = "/".join(PurePath(view.results_dir).parts[-2:])
         words_.append(f"results in {_code(folder if reproducible else view.results_dir)}")
@@ -202,7 +210,7 @@ def _completed(view: RunView, *, reproducible: bool) -> Iterable[str]:
 def _resting(view: RunView) -> Iterable[str]:
     if view.error:
         style = f"white-space:pre-wrap;border-left:3px solid {_TONES[RunState.FAILED]};"
-        yield _line(f"<strong>{_text(view.error)}</strong>", style + "padding-left:8px")
+        yield _line(f"<strong>{isolated(view.error)}</strong>", style + "padding-left:8px")
     if view.error_traceback:
         yield (
             '<details style="margin-top:6px"><summary>Traceback</summary>'
@@ -238,9 +246,9 @@ def heat(tokens: Sequence[str], acts: Sequence[float], scale: float | None = Non
     """
     peak = max(acts, default=0.0)
     pieces = [
-        _hot(_text(words.token(text)), act, act / (scale or peak), strongest=act == peak)
+        _hot(isolated(words.token(text)), act, act / (scale or peak), strongest=act == peak)
         if act > 0
-        else _text(words.token(text))
+        else isolated(words.token(text))
         for text, act in zip(tokens, acts, strict=True)
     ]
     style = f"{_MONO};white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7"
@@ -258,8 +266,8 @@ def _timeline(events: Sequence[Happening]) -> Iterable[str]:
     if not events:
         return
     rows = "".join(
-        f"<tr><td>{_moment(event.at)}</td><td>attempt {event.attempt}</td>"
-        f"<td>{_text(event.kind)}{f' ({event.count} times)' if event.count > 1 else ''}</td>"
+        f"<tr><td>{moment(event.at)}</td><td>attempt {event.attempt}</td>"
+        f"<td>{isolated(event.kind)}{f' ({event.count} times)' if event.count > 1 else ''}</td>"
         f"<td>{prose(event.text)}</td></tr>"
         for event in events
     )

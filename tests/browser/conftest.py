@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import shutil
 import socket
 import subprocess
@@ -22,14 +23,17 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playw
 
 from extraction_kit.lifecycle import RunState
 from extraction_kit.views import Happening, RunView
-from extraction_kit.widgets import payload
+from extraction_kit.widgets import dashboard_view, payload
 from extraction_kit.widgets.assets import css, esm
+from extraction_kit.widgets.board import RunBoard
 from extraction_kit.widgets.browser import FeatureBrowser
+from extraction_kit.widgets.hub import Hub, Pace
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 THEMES = Path(sys.prefix) / "share" / "jupyter" / "lab" / "themes" / "@jupyterlab"
+STYLES = {"dashboard": ("card", "dashboard")}
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -200,7 +204,7 @@ def _serve(
         "": ("text/html", (HERE / "stub.html").read_text),
         "theme.css": ("text/css", lambda: _theme(theme)),
         "widget.js": ("text/javascript", lambda: esm(*widget)),
-        "widget.css": ("text/css", lambda: css(widget[-1])),
+        "widget.css": ("text/css", lambda: css(*STYLES.get(widget[-1], widget[-1:]))),
     }
 
     def answer(route: Route) -> None:
@@ -306,6 +310,95 @@ def shown(chromium: Browser) -> Iterator[Callable[..., Stub]]:
 
     yield show
     for made in opened:
+        made.page.context.close()
+    assert [line for made in opened for line in made.trouble] == []
+
+
+@dataclass
+class BoardStub(Stub):
+    """A page with a dashboard; its runs, its hub and its answers are the real ones.
+
+    What the hub's thread pushes is kept until the test, whose thread alone may talk to the
+    page, lets it through.
+    """
+
+    board: RunBoard | None = None
+    hub: Hub | None = None
+    pushed: queue.Queue[Any] = field(default_factory=queue.Queue)
+    answers: list[Any] = field(default_factory=list)
+    loses: Callable[[Any], bool] = lambda _: False  # a message that never arrives
+
+    def answer(self, message: Any) -> Any:
+        self.answers.append(self.board.answer(message))
+        return self.answers[-1]
+
+    def let_through(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                message = self.pushed.get_nowait()
+                if not self.loses(message):
+                    self.page.evaluate("(told) => model.fire('msg:custom', told)", message)
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+        """Let messages through until `condition` holds; asserts of `expect` are awaited."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.let_through()
+            try:
+                found = condition()
+            except AssertionError:
+                found = False
+            if found or (found is None and time.monotonic() < deadline):
+                return
+            assert time.monotonic() < deadline, condition
+            self.page.wait_for_timeout(20)
+
+    def row(self, run_id: str) -> Any:
+        return self.page.locator(f'[data-run="{run_id}"]')
+
+    def rows(self) -> list[str]:
+        """The ids of the rows in the page, from the top."""
+        return self.page.evaluate(
+            "[...document.querySelectorAll('[data-run]')].sort((a, b) =>"
+            " a.ariaRowIndex - b.ariaRowIndex).map((row) => row.dataset.run)"
+        )
+
+
+FAST = Pace(
+    viewed_s=0.05, resting_s=0.05, unviewed_s=0.1, beat_s=30.0, lease_s=60.0, linger_s=0.0
+)
+
+
+@pytest.fixture
+def dashboard(chromium: Browser) -> Iterator[Callable[..., BoardStub]]:
+    """A function that shows the dashboard of a workspace, as the kernel's parts serve it."""
+    opened: list[BoardStub] = []
+
+    def show(
+        source: Any, *, theme: str = "light", width: int = 1180, height: int = 900,
+        select: Callable[..., None] = lambda _: None, pace: Pace = FAST, **options: Any,
+    ) -> BoardStub:  # fmt: skip
+        options = {"reduced_motion": "reduce", "timezone_id": "UTC"} | options
+        options["color_scheme"] = "dark" if theme == "dark" else "light"
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, **options
+        )
+        made = BoardStub(context.new_page(), hub=Hub(pace))
+        opened.append(made)
+        _listen(made.page, made.trouble)
+        made.page.route("**/*", _serve(theme, made.trouble, dashboard_view.PARTS))
+        made.board = RunBoard(source, made.hub, push=made.pushed.put, select=select)
+        made.page.expose_function("kernel", made.answer)
+        made.page.goto("http://xk.test/")
+        made.page.wait_for_function("window.ready === true")
+        made.page.evaluate("(state) => start('state', state)", made.board.full(pace))
+        made.hub.attend(made.board)
+        made.page.wait_for_selector("[role=rowgroup]")
+        return made
+
+    yield show
+    for made in opened:
+        made.board.heard_at = float("-inf")  # the hub forgets it
         made.page.context.close()
     assert [line for made in opened for line in made.trouble] == []
 
