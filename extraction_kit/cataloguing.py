@@ -89,7 +89,7 @@ def _run_columns(
     mine = [of_training[name] for name in columns["training_id"]]
     for name in ("d_sae", "hook_name", "sae_digest"):
         columns[name] = [getattr(one, name) for one in mine]
-    shown = {one.model: short(one.model) for one in trainings}
+    shown = {source: short(source) for source in {one.model for one in mine}}
     columns["model"] = [shown[one.model] for one in mine]
     columns["damage"] = [damage.get(run_id) for run_id in columns["run_id"]]
     columns["n_tokens_done"] = list(columns["n_tokens"])

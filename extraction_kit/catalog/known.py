@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from extraction_kit.catalog.arrays import rows_table
+from extraction_kit.catalog.arrays import Rows, rows_table
 from extraction_kit.catalog.indexes import INDEXED, Index, read_index, select_indexed
 from extraction_kit.catalog.relations import (
     VIEWS,
@@ -43,6 +43,10 @@ _BY_NAME = re.compile(r"query(_table)?\s*\(")
 
 _FILES = "files"
 """Schema of the views that name the files; those without a schema only read them."""
+
+
+_FEW = 100
+"""Folders that are looked at one by one sooner than their parent is listed."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Known:
                     if new.label_history is not self._rows.label_history:
                         make_table(connection, table, new.label_history)
                         make_labels(connection)
-                elif table not in LATER:
+                elif table not in LATER and not self._is_known(table, new):
                     make_table(connection, table, getattr(new, table.name))
         folders = dict(self._rows.folders)
         for run_id in new.changed or ():
@@ -145,6 +149,11 @@ class Known:
         self._absent = {one: path for one, path in self._absent.items() if one not in gone}
         self._absent |= _absent(new.folders)
         self._change += 1
+
+    def _is_known(self, table: Table, new: CatalogRows) -> bool:
+        """Tell whether rows are columns of plain values, and those that are there already."""
+        rows: Rows = getattr(new, table.name)
+        return isinstance(rows, Mapping) and rows == getattr(self._rows, table.name)
 
     def renew(self, connection: duckdb.DuckDBPyConnection, query: str) -> None:
         """Make those relations anew that `query` names and that are not up to date."""
@@ -200,6 +209,12 @@ def _make_names(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _absent(folders: Mapping[str, Path | str]) -> dict[str, str]:
     """Return the folders that are not there; one listing for all that are side by side."""
+    if len(folders) <= _FEW:
+        return {
+            run_id: str(path)
+            for run_id, path in folders.items()
+            if not os.path.isdir(path)  # noqa: PTH112 - as below
+        }
     there: dict[str, set[str]] = {}
     absent = {}
     for run_id, path in folders.items():

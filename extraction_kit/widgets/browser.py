@@ -177,7 +177,9 @@ class FeatureBrowser:
             return head | {"ok": True, "content": found}
         except ExtractionKitError as error:
             return head | {"ok": False, "reason": str(error)}
-        except KeyboardInterrupt:  # meant for a cell; without an answer the page waits for ever
+        except (
+            KeyboardInterrupt
+        ):  # meant for a cell; without an answer the page waits for ever
             reason = "The kernel was interrupted before it answered: ask again."
             return head | {"ok": False, "reason": reason}
         except Exception as error:  # whatever it is, the person who looks must see it
