@@ -224,8 +224,7 @@ def load(shell: Any) -> None:  # noqa: ANN401 - IPython's InteractiveShell
     for name, (kind, function) in _MAGICS.items():
         shell.register_magic_function(function, magic_kind=kind, magic_name=name)
     shell.Completer.custom_matchers.append(complete)
-    steps = shell.input_transformers_cleanup
-    steps.insert(max(0, len(steps) - 1), with_body)  # the last one takes cell magics apart
+    shell.input_transformers_cleanup.append(with_body)
 
 
 def unload(shell: Any) -> None:  # noqa: ANN401 - as above

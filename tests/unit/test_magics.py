@@ -8,7 +8,7 @@ from IPython.core.completer import provisionalcompleter
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-from extraction_kit import widgets, workspace
+from extraction_kit import service, widgets, workspace
 from extraction_kit.errors import (
     BadConfig,
     BadCorpus,
@@ -16,6 +16,8 @@ from extraction_kit.errors import (
     UnknownRun,
     UnknownTraining,
 )
+from extraction_kit.ledger.transitions import Target, move
+from extraction_kit.lifecycle import Move
 from tests.unit.lab import Lab
 
 FIELDS = "allowed are n_tokens, context_size, top_k"
@@ -152,8 +154,19 @@ def test_runs_lists_all_runs_the_newest_first(shell, lab):
 def test_run_status_finds_a_run_by_its_id_or_by_its_training(shell, lab):
     assert value(shell, f"%run_status {lab.done}").run_id == lab.done
     assert value(shell, "%run_status smollm2-demo").run_id == lab.done_later
-    # the one that is at work is the one that is asked about
     assert value(shell, "%run_status gpt2-l6").run_id == lab.active
+
+
+def test_the_run_that_is_at_work_is_meant_even_if_another_one_is_newer(shell, lab):
+    resumed = lab.begun(lab.content("resumed"))
+    attempt = Target(run_id=resumed, attempt=1, nonce="n")
+    with lab.bench.store.write() as connection:
+        assert move(connection, attempt, Move.INTERRUPT, by=lab.worker, text="")
+    newer = lab.completed("resumed", seed=1)
+    assert value(shell, "%run_status resumed").run_id == newer
+    with lab.bench.store.write() as connection:
+        assert service._resume(connection, resumed, lab.bench.mover()) is None
+    assert value(shell, "%run_status resumed").run_id == resumed
 
 
 def test_run_status_of_a_training_at_rest_is_that_of_the_newest(shell, lab):
