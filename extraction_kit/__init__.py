@@ -7,6 +7,8 @@
 >>> run.wait().features()  # doctest: +SKIP
 """
 
+from typing import Any
+
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import ExtractionKitError, Failure, Refused
@@ -41,3 +43,17 @@ __all__ = [
     "runs",
     "sql",
 ]
+
+
+def load_ipython_extension(shell: Any) -> None:  # noqa: ANN401 - IPython has no types here
+    """Add ``%%extract``, ``%runs`` and ``%run_status``: ``%load_ext extraction_kit``."""
+    from extraction_kit import magics  # noqa: PLC0415 - only who asks for them needs IPython
+
+    magics.load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:  # noqa: ANN401 - as above
+    """Take them away again: ``%unload_ext extraction_kit``."""
+    from extraction_kit import magics  # noqa: PLC0415 - as above
+
+    magics.unload(shell)

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from extraction_kit import indexing
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.disk import DiskUse, size_text
 from extraction_kit.doctor import examine
-from extraction_kit.errors import BadConfig, BadSettings, ExtractionKitError
+from extraction_kit.errors import BadConfig, BadSettings, ExtractionKitError, naming
 from extraction_kit.lifecycle import RunState
 from extraction_kit.monitor import look, watch
 from extraction_kit.paths import find_workspace
@@ -252,18 +251,20 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> ExtractionConfig:
-    values: dict[str, Any] = {}
+    config = ExtractionConfig()
     if arguments.config is not None:
-        try:
-            values = tomllib.loads(arguments.config.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            message = (
-                f"--config {arguments.config}: {error}. A TOML file with lines such as "
-            )
-            raise BadConfig(message + "`n_tokens = 1_000_000` is wanted") from error
+        with naming(f"--config {arguments.config}"):
+            config = ExtractionConfig.from_toml(_text_of(arguments.config))
     if arguments.n_tokens is not None:
-        values["n_tokens"] = arguments.n_tokens
-    return ExtractionConfig.from_dict(values)
+        config = config.replace(n_tokens=arguments.n_tokens)
+    return config
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{error}. A TOML file of fields is wanted") from error
 
 
 def _resume(arguments: argparse.Namespace) -> int:

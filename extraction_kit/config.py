@@ -1,14 +1,16 @@
 """What is computed (`ExtractionConfig`, hashed) and where and how (`Settings`, recorded)."""
 
+import json
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
-from extraction_kit.errors import BadConfig, BadSettings
+from extraction_kit.errors import BadConfig, BadSettings, near
 
 STATISTICS_FORMAT = 3
 """Version of the statistics and of the published layout; part of every content key."""
@@ -183,8 +185,40 @@ class ExtractionConfig:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            msg = f"unknown option {', '.join(unknown)}; allowed are {', '.join(known)}"
+            meant = near(unknown[0], known)
+            hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+            msg = (
+                f"unknown option {', '.join(unknown)}{hint}; allowed are {', '.join(known)}"
+            )
             raise BadConfig(msg)
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Build a config from lines such as ``n_tokens = 1_000_000``; none are the defaults.
+
+        Raises
+        ------
+        BadConfig
+            A line is no TOML, a field is unknown or its value is not allowed; the message
+            holds a line that can be typed instead.
+        """
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise BadConfig(
+                f"{_broken_line(text)}{error}: lines of TOML are wanted, such as "
+                f"{_line('n_tokens')}, {_line('packing')} or {_line('dedupe')} (true and "
+                "false in small letters, texts in quotes). The fields are "
+                f"{', '.join(cls.__dataclass_fields__)}"
+            ) from None
+        for name, value in values.items():  # one by one: the message is about one
+            try:
+                cls.from_dict({name: value})
+            except BadConfig as error:
+                meant = near(name, cls.__dataclass_fields__)
+                line = f". Type for example {_line(meant[0])}" if meant else ""
+                raise BadConfig(f"{error}{line}") from None
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,6 +231,25 @@ class ExtractionConfig:
     def replace(self, **changes: Any) -> Self:  # noqa: ANN401 - any field
         """Return a copy with some fields changed, checked again."""
         return replace(self, **changes)
+
+
+_EXAMPLES = {"n_tokens": 1_000_000, "prepend_bos": True, "sae_dtype": "float32"}
+
+
+def _line(name: str) -> str:
+    """Return a line of TOML that sets a field."""
+    default = ExtractionConfig.__dataclass_fields__[name].default
+    return f"`{name} = {json.dumps(_EXAMPLES.get(name, default))}`"
+
+
+def _broken_line(text: str) -> str:
+    """Return the first line that is no TOML by itself, for the words of an error."""
+    for line in text.splitlines():
+        try:
+            tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            return f"`{line.strip()}`: "
+    return ""  # each is, together they are not: a field twice
 
 
 # environment variable -> field; nothing else in the environment is read.

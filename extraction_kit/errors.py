@@ -35,6 +35,7 @@ root, so that ``except Refused`` cannot hide a failure.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
 
@@ -149,13 +150,23 @@ class TrainingConflict(Refused):
 # --- bad input ------------------------------------------------------------------------
 
 
-def _listing(names: Iterable[str], limit: int = 10) -> str:
+def near(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """Return the names that somebody who typed `name` may have meant, the nearest first."""
+    known = sorted(set(known))
+    starting = [one for one in known if name and one.startswith(name)]
+    alike = get_close_matches(name, known, n=limit)
+    return list(dict.fromkeys([*alike, *starting]))[:limit]
+
+
+def _listing(names: Iterable[str], asked: str, limit: int = 10) -> str:
     known = sorted(names)
     if not known:
         return "there are none yet"
     shown = ", ".join(known[:limit])
     more = len(known) - limit
-    return f"known: {shown}" + (f" and {more} more" if more > 0 else "")
+    meant = near(asked, known)
+    hint = f"did you mean {' or '.join(map(repr, meant))}? " if meant else ""
+    return f"{hint}known: {shown}" + (f" and {more} more" if more > 0 else "")
 
 
 class UnknownTraining(BadInput):
@@ -164,7 +175,7 @@ class UnknownTraining(BadInput):
     def __init__(self, *, training_id: str, known: Iterable[str] = ()) -> None:
         self.training_id = training_id
         super().__init__(
-            f"no training {training_id!r} is registered ({_listing(known)}). "
+            f"no training {training_id!r} is registered ({_listing(known, training_id)}). "
             f"Type ws.register_training({training_id!r}, sae=..., model=...) first"
         )
 
@@ -175,7 +186,7 @@ class UnknownRun(BadInput):
     def __init__(self, *, run_id: str, known: Iterable[str] = ()) -> None:
         self.run_id = run_id
         super().__init__(
-            f"no run {run_id!r} ({_listing(known)}). Type ws.runs() for the list"
+            f"no run {run_id!r} ({_listing(known, run_id)}). Type ws.runs() for the list"
         )
 
 

@@ -21,6 +21,18 @@ from typing import Any, Protocol, Self
 
 from extraction_kit.atomic import write_json
 
+_MINUTES_FROM_S, _HOURS_FROM_S = 120, 7200
+
+
+def lasting(seconds: float) -> str:
+    """Return a length of time in words: ``12 s``, ``5 min``, ``3 h``."""
+    if seconds < _MINUTES_FROM_S:
+        return f"{seconds:.0f} s"
+    if seconds < _HOURS_FROM_S:
+        return f"{seconds / 60:.0f} min"
+    return f"{round(seconds / 3600, 1):g} h"
+
+
 # --- processes --------------------------------------------------------------------------
 
 

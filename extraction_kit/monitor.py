@@ -20,7 +20,7 @@ from extraction_kit.indexing import Builder
 from extraction_kit.ledger import events, records, transitions
 from extraction_kit.ledger.records import RunRecord
 from extraction_kit.lifecycle import CLAIMED, Actor, Move
-from extraction_kit.liveness import ProcessIdentity
+from extraction_kit.liveness import ProcessIdentity, lasting
 from extraction_kit.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def look(bench: Workbench) -> list[str]:
 
 
 def _alert(bench: Workbench, run: RunRecord) -> Iterator[str]:
-    text = f"no progress for more than {bench.settings.stuck_after_s / 3600:g} h"
+    text = f"no progress for more than {lasting(bench.settings.stuck_after_s)}"
     _note(bench, run, kind=STUCK, text=text)
     yield f"run {run.run_id} is stuck: {text} ({_where(run)}). Type run.resume()"
     _tell(bench, run, text)

@@ -12,6 +12,7 @@ from extraction_kit.catalog import reading
 from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.catalog.relations import literal
+from extraction_kit.corpora import Corpus
 from extraction_kit.errors import (
     RunFailed,
     RunRefused,
@@ -220,6 +221,7 @@ class Run(ResultReader):
     ) -> None:
         self._watcher = watcher
         self.run_id = run_id
+        self._watched_in: int | None = None
         self.refusal = refusal
         """Why the launch that gave this handle started nothing, or None."""
 
@@ -239,6 +241,12 @@ class Run(ResultReader):
     def progress(self) -> float:
         """Share of the tokens done, 0 to 1."""
         return self.view.progress
+
+    @property
+    def corpus(self) -> Corpus:
+        """What it reads: ``ws.launch(..., corpus=run.corpus)`` takes the same texts again."""
+        bench = self._watcher.bench
+        return bench.corpus_of(service.read_run(bench, self.run_id))
 
     def done(self) -> bool:
         """Tell whether the run has ended: completed, failed, cancelled or interrupted."""
@@ -268,6 +276,17 @@ class Run(ResultReader):
         except KeyboardInterrupt:
             self._say_it_goes_on()
         return self
+
+    def watch(self) -> Self:
+        """Show the live card and wait, as :meth:`wait` does; return the handle.
+
+        Where the handle is the value of the same cell, the card is not shown twice.
+        """
+        if not widgets.static_only():  # a static card shows the end, not the beginning
+            self._watched_in = widgets.cell_number()
+        if self._watched_in is not None:
+            self.show()
+        return self.wait()
 
     def __await__(self) -> Generator[Any, None, Self]:
         """Wait without blocking the kernel: ``await run``; clicks on the card work."""
@@ -402,7 +421,8 @@ class Run(ResultReader):
         widgets.show(self._watcher, self.run_id, refusal=reason, freeze=freeze)
 
     def _ipython_display_(self) -> None:
-        self.show()
+        if self._watched_in is None or self._watched_in != widgets.cell_number():
+            self.show()
 
     def __repr__(self) -> str:
         """Return one line: id, training, state and progress."""

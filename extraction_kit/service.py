@@ -47,6 +47,7 @@ from extraction_kit.lifecycle import (
     job_id_of,
     run_id_of,
 )
+from extraction_kit.liveness import lasting
 from extraction_kit.trainings import Training
 from extraction_kit.version import __version__
 from extraction_kit.workbench import Workbench, corpus_record
@@ -338,11 +339,11 @@ def resume(bench: Workbench, run_id: str, *, force: bool = False) -> None:
 
 def _stop_stuck(bench: Workbench, run: RunRecord, *, force: bool) -> None:
     reconciler = bench.reconciler()
-    hours = bench.settings.stuck_after_s / 3600
+    idle = lasting(bench.settings.stuck_after_s)
     if reconciler.stop_process(run):
-        why = f"made no progress for {hours:g} h; its process was stopped"
+        why = f"made no progress for {idle}; its process was stopped"
     elif force:
-        why = f"made no progress for {hours:g} h; given up without seeing its process"
+        why = f"made no progress for {idle}; given up without seeing its process"
     else:
         raise _note_and_return(bench, run, refusals.cannot_verify(run))
     for _ in reconciler.end(run, why, by=Actor.USER):

@@ -16,7 +16,7 @@ from extraction_kit.jobqueue import Evidence
 from extraction_kit.ledger import events, records
 from extraction_kit.ledger.records import RunRecord, TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
-from extraction_kit.liveness import Beat
+from extraction_kit.liveness import Beat, lasting
 from extraction_kit.service import read_run
 from extraction_kit.views import Happening, RunView
 from extraction_kit.workbench import Workbench
@@ -193,7 +193,7 @@ def _findings_while_working(
     idle_s = bench.idle_for_s(run, beat)
     if idle_s >= settings.stuck_after_s:
         yield (
-            f"stuck: no progress for {idle_s / 3600:.1f} h although the process lives. "
+            f"stuck: no progress for {lasting(idle_s)} although the process lives. "
             "run.resume() stops it and continues from its last checkpoint"
         )
 

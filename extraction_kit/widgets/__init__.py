@@ -11,7 +11,7 @@ from typing import Any
 from extraction_kit.views import Happening, RunView
 from extraction_kit.widgets.source import RunSource
 
-__all__ = ["RunSource", "in_notebook", "mimebundle", "show", "static_only"]
+__all__ = ["RunSource", "cell_number", "in_notebook", "mimebundle", "show", "static_only"]
 
 
 def static_only() -> bool:
@@ -24,9 +24,16 @@ def static_only() -> bool:
 
 def in_notebook() -> bool:
     """Tell whether a notebook's kernel runs this, without importing anything of Jupyter."""
+    return cell_number() is not None
+
+
+def cell_number() -> int | None:
+    """Return the number of the notebook cell that is executed; None outside a notebook."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
-    return shell is not None and hasattr(shell, "kernel")
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    return int(shell.execution_count)
 
 
 def mimebundle(

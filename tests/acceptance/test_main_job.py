@@ -1,11 +1,18 @@
 """The main job, with real processes: launched once, whatever is launched again."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import duckdb
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
+from extraction_kit import run as run_module
+from extraction_kit import workspace
 from extraction_kit.errors import AlreadyCompleted, TrainingBusy
 from extraction_kit.lifecycle import RunState
 from extraction_kit.results import GROUPS
@@ -53,6 +60,34 @@ def test_the_next_generation_is_computed_once_and_gives_the_same_digest(stage, u
     assert (stage.executions(first), stage.executions(second)) == (1, 1)
     digests = {one.view.result_digest for one in (first, second, undisturbed[1])}
     assert len(digests) == 1
+
+
+def test_a_magic_cell_launches_and_is_idempotent_as_the_call_is(stage, monkeypatch, capsys):
+    monkeypatch.setenv("EXTRACTION_KIT_HOME", str(stage.ws.home))
+    monkeypatch.setattr(workspace, "_default", {str(stage.ws.home): stage.ws})
+    shell = InteractiveShell()
+    shell.run_line_magic("load_ext", "extraction_kit")
+    cell = "context_size = 32\nn_tokens = 5_000\ntop_k = 5\n"
+
+    def interrupt(_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as waiting:
+        # the sleep of this module only: a launch sleeps too
+        clock = SimpleNamespace(sleep=interrupt, monotonic=time.monotonic)
+        waiting.setattr(run_module, "time", clock)
+        line = f"tiny --corpus '{stage.tiny.corpus}' --wait"
+        run = shell.run_cell_magic("extract", line, cell)
+    assert not run.done()  # the waiting was interrupted, the run was not
+    assert f"run {run.run_id} keeps" in capsys.readouterr().out
+    again = shell.run_cell_magic("extract", "tiny --wait", cell)  # the same corpus
+    assert again.run_id == run.run_id
+    assert again.state is RunState.COMPLETED, again.explain()
+    third = shell.run_cell_magic("extract", line, cell)
+    assert isinstance(third.refusal, AlreadyCompleted)
+    asked = CONFIG.replace(n_tokens=5_000)
+    assert stage.launch(config=asked).run_id == run.run_id
+    assert stage.executions(run) == 1
 
 
 def test_launching_while_it_runs_attaches_and_another_config_is_refused(stage):

@@ -15,6 +15,7 @@ from extraction_kit.liveness import (
     BeatFiles,
     Observations,
     ProcessIdentity,
+    lasting,
     start_of,
 )
 
@@ -153,3 +154,17 @@ def test_a_damaged_file_of_observations_is_as_none(tmp_path):
         Observations(tmp_path, longest_gap_s=60, clock=Clock()).load().unchanged_s("a", 1)
         == 0
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (10.4, "10 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (3 * 3600, "3 h"),
+        (5400 * 2.5, "3.8 h"),
+    ],
+)
+def test_a_length_of_time_is_told_in_the_unit_that_fits(seconds, words):
+    assert lasting(seconds) == words
