@@ -12,6 +12,9 @@ from extraction_kit.errors import BadQuery
 from extraction_kit.widgets import words
 from extraction_kit.widgets.browsed import Browsed
 
+Said = tuple[str | None, str | None]
+NOTHING_SAID: Said = (None, None)
+
 MAX_ROWS = 400
 """Rows of one answer to the page."""
 
@@ -93,15 +96,17 @@ def peak_tokens(browsed: Browsed, d_sae: int) -> np.ndarray:
     return peaks
 
 
-def labels_of(browsed: Browsed, features: list[int]) -> Mapping[int, str]:
-    """Return the labels of some features; none where there are none."""
+def labels_of(browsed: Browsed, features: list[int]) -> Mapping[int, Said]:
+    """Return what is said of some features, as it was written: name and description."""
     if not features or not browsed.labelled:
         return {}
     inside = ", ".join(map(str, features))
     query = browsed.names["features"].select(
-        f"feature, {LABEL}", f"feature IN ({inside})", f"{LABEL} IS NOT NULL"
+        f"feature, {LABEL}, description",
+        f"feature IN ({inside})",
+        f"coalesce({LABEL}, description) IS NOT NULL",
     )
-    return {feature: words.tame(text) for feature, text in browsed.ask(query).fetchall()}
+    return {feature: tuple(said) for feature, *said in browsed.ask(query).fetchall()}
 
 
 def _tame(text: str | None) -> str | None:

@@ -25,7 +25,7 @@ from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from extraction_kit.results import GROUPS, KINDS, SIGNS
 from extraction_kit.widgets import payload, words
 from extraction_kit.widgets.browsed import Browsed
-from extraction_kit.widgets.feature_list import labels_of
+from extraction_kit.widgets.feature_list import NOTHING_SAID, labels_of
 
 _READ = (FEATURES, HISTOGRAMS, EXAMPLES, LOGITS, NEIGHBOURS, TOKENS)
 _NOT_SHOWN = frozenset({"feature", "dead", "max_context", "max_pos", "last_context"})
@@ -79,18 +79,24 @@ class FeaturePages:
             raise UnknownFeature(feature=feature, d_sae=self.d_sae)
         return number
 
+    def check_group(self, group: object) -> None:
+        """Raise `BadQuery` unless `group` is one of `results.GROUPS`."""
+        if group not in GROUPS:
+            msg = f"group={group!r}: one of {', '.join(map(repr, GROUPS))} is allowed"
+            raise BadQuery(msg)
+
     def page(self, feature: int, group: str = "top") -> Page:
         """Return all of a feature, with its examples of one group.
 
         Returns
         -------
         dict
-            ``feature``, ``label``, ``dead``, ``stats`` (column to number or None), ``hist``
-            (``first`` bin and ``counts``), ``groups`` (name to number of examples),
-            ``group``, ``examples`` (see :meth:`examples`), ``logits`` (sign to rows of
-            text and value), ``similar`` and ``partners`` (rows of feature, value, label),
-            ``tokens`` (rows of text, n_active, mean_act), ``absent`` (what is not there
-            to the reason).
+            ``feature``, ``label``, ``description``, ``dead``, ``stats`` (column to number or
+            None), ``hist`` (``first`` bin and ``counts``), ``groups`` (name to number of
+            examples), ``group``, ``examples`` (see :meth:`examples`), ``logits`` (sign to rows
+            of text and value), ``similar`` and ``partners`` (rows of feature, value, label),
+            ``tokens`` (rows of text, n_active, mean_act), ``absent`` (what is not there to the
+            reason).
 
         Raises
         ------
@@ -141,9 +147,7 @@ class FeaturePages:
         return self._files[table.name].rows(feature)
 
     def _examples(self, rows: pa.Table, group: str, *, whole: bool) -> list[Page]:
-        if group not in GROUPS:
-            msg = f"group={group!r}: one of {', '.join(map(repr, GROUPS))} is allowed"
-            raise BadQuery(msg)
+        self.check_group(group)
         chosen = [row for row in rows.to_pylist() if row["group"] == group]
         tokens_of = self._contexts({row["context"] for row in chosen})
         texts = texts_of(self._browsed.corpus.vocab)
@@ -193,15 +197,21 @@ class FeaturePages:
         others = sorted({row["other"] for row in near})
         labels = labels_of(self._browsed, [feature, *others])
 
+        said = {
+            one: [payload.safe(text) for text in labels.get(one, NOTHING_SAID)]
+            for one in (feature, *others)
+        }
+
         def like(kind: str) -> list[list[Any]]:
             return [
-                [row["other"], _short(row["value"]), labels.get(row["other"])]
+                [row["other"], _short(row["value"]), said[row["other"]][0]]
                 for row in near
                 if row["kind"] == kind
             ]
 
         return {
-            "label": labels.get(feature),
+            "label": said[feature][0],
+            "description": said[feature][1],
             "logits": {
                 sign: [
                     [words.tame(texts[row["token"]]), _short(row["value"])]

@@ -25,6 +25,7 @@ from extraction_kit.views import Happening, RunView
 from extraction_kit.widgets import payload
 from extraction_kit.widgets.assets import css, esm
 from extraction_kit.widgets.browser import FeatureBrowser
+from extraction_kit.widgets.browser_view import FILES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -258,9 +259,6 @@ def stub(chromium: Browser) -> Iterator[Callable[..., Stub]]:
     assert [line for made in opened for line in made.trouble] == []
 
 
-BROWSER = ("browser_list", "browser_feature", "browser")
-
-
 @pytest.fixture
 def shown(chromium: Browser) -> Iterator[Callable[..., Stub]]:
     """A function that shows a feature browser; its questions are answered by Python here."""
@@ -278,7 +276,7 @@ def shown(chromium: Browser) -> Iterator[Callable[..., Stub]]:
         made = Stub(context.new_page())
         opened.append(made)
         _listen(made.page, made.trouble)
-        made.page.route("**/*", _serve(theme, made.trouble, BROWSER))
+        made.page.route("**/*", _serve(theme, made.trouble, FILES))
         told: list[dict[str, Any]] | None = None  # while a question is answered
 
         def kernel(message: dict[str, Any]) -> list[dict[str, Any]]:
