@@ -250,7 +250,7 @@ class FeatureBrowser:
             self._check_revision(message)
             wanted = self._list.feature(_integer(message, "row"))
         else:
-            wanted = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+            wanted = self._pages.number(message.get("feature"))
         page = self._pages.page(wanted, message.get("group", "top"))
         self._feature = wanted
         return page | {"at": self._list.place(wanted)}
@@ -261,13 +261,13 @@ class FeatureBrowser:
         }
 
     def _examples(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+        feature = self._pages.number(message.get("feature"))
         group, whole = message.get("group", "top"), message.get("whole") is True
         found = self._pages.examples(feature, group, whole=whole)
         return {"feature": feature, "group": group, "whole": whole, "examples": found}
 
     def _mark(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+        feature = self._pages.number(message.get("feature"))
         others = [mark for mark in self._marks if mark != feature]
         return self._marked([*others, feature] if message.get("on") is True else others)
 
@@ -283,12 +283,12 @@ class FeatureBrowser:
 
     def _said(self, message: Mapping[str, Any]) -> dict[str, Any]:
         self._keeper()
-        feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+        feature = self._pages.number(message.get("feature"))
         said = labels_of(self._browsed, [feature]).get(feature, NOTHING_SAID)
         return dict(zip(_TEXTS, said, strict=True))
 
     def _label(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+        feature = self._pages.number(message.get("feature"))
         texts = message.get("texts")
         if not isinstance(texts, Mapping) or not texts.keys() <= set(_TEXTS):
             raise BadQuery(f"texts={texts!r}: {' and '.join(_TEXTS)} are allowed")

@@ -11,7 +11,6 @@ from extraction_kit.widgets.browser import FeatureBrowser
 from extraction_kit.widgets.payload import safe
 from extraction_kit.widgets.routing import without_parent
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
 FILES = (
     "browser_list",
     "browser_feature",
@@ -69,4 +68,4 @@ def live(browser: FeatureBrowser) -> dict[str, Any]:
     if getattr(get_ipython(), "kernel", None) is None:
         return {}
     view = without_parent(lambda: BrowserView(browser))
-    return {WIDGET: {"version_major": 2, "version_minor": 0, "model_id": view.model_id}}
+    return assets.live(view.model_id)

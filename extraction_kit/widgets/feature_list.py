@@ -9,7 +9,7 @@ import pyarrow as pa
 from extraction_kit.catalog.listing import LABEL, Listing
 from extraction_kit.catalog.reading import texts_of
 from extraction_kit.errors import BadQuery
-from extraction_kit.widgets import words
+from extraction_kit.widgets import payload, words
 from extraction_kit.widgets.browsed import Browsed
 
 Said = tuple[str | None, str | None]
@@ -71,17 +71,16 @@ class FeatureList:
         """Return columns of rows for the page: numbers, labels, tokens of the largest peaks."""
         start, count = max(0, start), min(max(0, count), MAX_ROWS)
         part = self._rows.slice(start, count)
-        measure = part[self.listing.measure].to_pylist()
         peaks = self._peaks[self._features[start : start + count]]
         texts = texts_of(self._vocab)
         labels = {LABEL: part[LABEL].to_pylist()} if LABEL in part.column_names else {}
         return {
             "start": start,
             "feature": part["feature"].to_pylist(),
-            "density": [_short(value) for value in part["density"].to_pylist()],
-            "measure": [_short(value) for value in measure],
+            "density": _short(part["density"]),
+            "measure": _short(part[self.listing.measure]),
             "token": [None if peak < 0 else words.tame(texts[peak]) for peak in peaks],
-            **{name: [_tame(text) for text in column] for name, column in labels.items()},
+            **{name: payload.safe(column) for name, column in labels.items()},
         }
 
 
@@ -109,10 +108,5 @@ def labels_of(browsed: Browsed, features: list[int]) -> Mapping[int, Said]:
     return {feature: tuple(said) for feature, *said in browsed.ask(query).fetchall()}
 
 
-def _tame(text: str | None) -> str | None:
-    return None if text is None else words.tame(text)
-
-
-def _short(value: float | None) -> float | None:
-    """Return `value` with five significant digits: what the page shows has three."""
-    return None if value is None else float(f"{value:.5g}")
+def _short(column: pa.ChunkedArray) -> list[float | None]:
+    return [None if value is None else payload.short(value) for value in column.to_pylist()]

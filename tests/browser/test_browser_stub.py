@@ -1,6 +1,5 @@
 """The feature browser's own files in a page; the real kernel side answers its questions."""
 
-import json
 import re
 
 import numpy as np
@@ -581,10 +580,3 @@ def test_nothing_is_left_behind_when_the_view_goes(shown, result):
     assert made.page.locator("#host > *").count() == 0
     first, *_, last = made.page.evaluate("model.sent")
     assert last == {"kind": "bye", "view": first["view"]}
-
-
-def test_what_is_sent_for_one_feature_is_small(result):
-    answer = result.browse(20).answer(
-        {"kind": "ask", "id": "1", "name": "open", "rows": 120}
-    )
-    assert len(json.dumps(answer)) < 60_000

@@ -57,6 +57,10 @@ def test_one_answer_fills_the_whole_browser(browser):
     assert "\u202e" not in json.dumps(found, ensure_ascii=False)  # it turns the page round
 
 
+def test_what_is_sent_for_one_feature_is_small(browser):
+    assert len(json.dumps(ask(browser, "open", rows=120))) < 60_000
+
+
 def test_the_page_of_a_feature_says_what_the_readers_say(result, browser):
     for feature in (0, LOUD, 599):
         for group in GROUPS:
