@@ -4,10 +4,19 @@ import asyncio
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-from extraction_kit import cataloguing, deletion, refusals, service, status, widgets
+from extraction_kit import (
+    cataloguing,
+    deletion,
+    labelling,
+    refusals,
+    service,
+    status,
+    widgets,
+)
 from extraction_kit.catalog import reading
 from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
@@ -167,6 +176,9 @@ class Watcher:
                 "vocab": Named("vocab", f"tokenizer_digest = {literal(corpus.vocab.stem)}"),
             },
             ask=self.session.sql,
+            label=partial(
+                labelling.label, self.bench, run.training_id, source="feature browser"
+            ),
         )
 
     def vocab_of(self, run_id: str) -> Path:

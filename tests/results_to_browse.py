@@ -1,6 +1,6 @@
 """Results of any size that look like an extraction's, made from a seed in seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extraction_kit import ExtractionConfig, LocalResult
+from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.publish import stage
+from extraction_kit.catalog.relations import literal
 from extraction_kit.corpora import Corpus
 from extraction_kit.corpora.corpus import ROWS_PER_GROUP, SCHEMA
 from extraction_kit.results import GROUPS, N_BINS, Examples, ExtractionResult, bin_edges
+from extraction_kit.widgets.browser import FeatureBrowser
 from extraction_kit.workbench import corpus_record
 
 CONTEXT_SIZE = 64
@@ -69,6 +72,17 @@ def write_result(folder: Path, shape: Shape | None = None) -> LocalResult:
     }
     stage(folder / "results", _result(shape, tokens, chance), manifest)
     return LocalResult(folder)
+
+
+def labelled(result: LocalResult, text: str, **facts: object) -> FeatureBrowser:
+    """A browser of the same result where feature `LOUD` is called `text`, and 8 is "eight"."""
+    browsed = result._browsed()
+    inner = browsed.names["features"].select(
+        f"*, CASE feature WHEN {LOUD} THEN {literal(text)} WHEN 8 THEN 'eight' END AS label, "
+        f"CASE feature WHEN {LOUD} THEN {literal(text)} END AS description"
+    )
+    names = {**browsed.names, "features": Named(f"({inner})")}
+    return FeatureBrowser(replace(browsed, names=names, **facts), LOUD)
 
 
 def _write_corpus(folder: Path, tokens: np.ndarray, texts: list[str]) -> Corpus:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 _HERE = Path(__file__).parent
 _EARLIER_EXPORT = r"^export default [^\n]*\n(?=[\s\S]*^export default )"
@@ -18,6 +19,12 @@ def esm(*names: str) -> str:
 def css(*names: str) -> str:
     """Return one style sheet: ``page.css``, shared by all widgets, and the named files."""
     return _joined("css", names)
+
+
+def live(model_id: str) -> dict[str, Any]:
+    """Return the part of a MIME bundle in which JupyterLab finds a widget."""
+    view = {"version_major": 2, "version_minor": 0, "model_id": model_id}
+    return {"application/vnd.jupyter.widget-view+json": view}
 
 
 def _joined(kind: str, names: tuple[str, ...]) -> str:

@@ -34,6 +34,8 @@ class Browsed:
     """How its tables are written in SQL."""
     ask: "Callable[[str], duckdb.DuckDBPyRelation]"
     """Answers a SELECT of these tables."""
+    label: "Callable[..., object] | None" = None
+    """Keeps ``name`` and ``description`` of a feature; None where nothing keeps labels."""
 
     @cached_property
     def labelled(self) -> bool:

@@ -1,159 +1,9 @@
 // The page side of the feature browser; browser.py lists its questions. In front of this
-// file stand page.js, browser_list.js and browser_feature.js.
+// file stand page.js and the other files of browser_view.py.
 
 const SEARCH_AFTER_MS = 250;
-const LOST_AFTER_MS = 5000;
-const GIVEN_UP = null; // the reason of a question in whose place another one is asked
 const FIRST_ROWS = 120;
 const perCent = (x) => (x == null ? null : Number((100 * x).toPrecision(12)));
-
-function field(type, label, more = {}) {
-  return attrs(el("input", "xk-input"), { ...KEEP, type, "aria-label": label, ...more });
-}
-
-function select(label, options) {
-  const node = attrs(el("select", "xk-input"), { ...KEEP, "aria-label": label });
-  for (const [value, text, title] of options)
-    node.append(attrs(el("option", "", text), { value, title }));
-  return node;
-}
-
-function press(cls, text, label) {
-  return attrs(el("button", cls, text), { ...KEEP, type: "button", "aria-label": label });
-}
-
-// --- the parts -------------------------------------------------------------------------
-
-function filterParts(facts) {
-  const number = (label) => field("number", label, { min: 0, step: "any", placeholder: "any" });
-  const f = {
-    density: [number("least density, per cent"), number("largest density, per cent")],
-    max_act: [number("least max activation"), number("largest max activation")],
-    life: select("dead features", [
-      ["all", "alive and dead"], ["alive", "alive only"], ["dead", "dead only"],
-    ]),
-    marked: field("checkbox", "marked features only"),
-    label: field("text", "label contains", { placeholder: "any", maxlength: 200 }),
-    clear: press("xk-small", "Clear filters"),
-    box: details("xk-filters", "Filters"),
-  };
-  const line = (name, ...nodes) => [el("span", "xk-name-of", name), el("div", "xk-pair", ...nodes)];
-  f.box.append(el("div", "xk-filter-grid",
-    ...line("density %", f.density[0], "–", f.density[1]),
-    ...line("max", f.max_act[0], "–", f.max_act[1]),
-    ...line("show", f.life),
-    ...(facts.labelled ? line("label", f.label) : []),
-    ...line("marked", el("label", "", f.marked, " marked only"), f.clear)));
-  return f;
-}
-
-function browserParts(facts) {
-  const search = field("search", "token at the peak contains; # and a number goes to a feature", {
-    placeholder: "peak token, or #1234", maxlength: 200, spellcheck: "false",
-  });
-  const measures = Object.entries(facts.measures).filter(([name]) => name !== "density");
-  const p = {
-    search,
-    filters: filterParts(facts),
-    byFeature: press("xk-sort", "feature"),
-    byDensity: press("xk-sort", "density"),
-    byMeasure: press("xk-sort", ""),
-    measure: select("what the last column shows", measures.map(([name, says]) => [name, name, says])),
-    status: attrs(el("div", "xk-status"), { role: "status" }),
-    title: attrs(el("div", "xk-heading"), { role: "heading", "aria-level": 3 }),
-    label: el("bdi", "xk-name"),
-    back: press("xk-small", "‹", "previous feature of the list"),
-    on: press("xk-small", "›", "next feature of the list"),
-    mark: press("xk-small", "☆ Mark"),
-    figures: el("div", "xk-stats"),
-    weights: el("div", "xk-meta"),
-    panels: el("div", "xk-panels"),
-    dead: el("div", "xk-empty"),
-    tabs: attrs(el("div", "xk-tabs"), { role: "tablist", "aria-label": "groups of examples" }),
-    sizes: new Map(Object.entries(SIZES).map(([name, [text, title]]) =>
-      [name, attrs(press("xk-size", text, null), { title })])),
-    samples: el("ol", "xk-samples"),
-    legend: el("div", "xk-legend"),
-    further: el("div", "xk-panels"),
-    absent: el("ul", "xk-absent"),
-    note: el("div", "xk-note"),
-    live: attrs(el("div", "xk-live"), { role: "status" }), // always there, else nobody hears it
-  };
-  if (facts.labelled) p.byLabel = press("xk-sort", "label");
-  return p;
-}
-
-function assemble(facts, p, list) {
-  const about = [facts.title, ...facts.about, `${count(facts.d_sae)} features`];
-  about.push(`${short(facts.n_tokens)} tokens`);
-  const peak = p.byLabel ?? el("span", "xk-peak-head", "peak token");
-  const side = el("div", "xk-side",
-    el("div", "xk-find", p.search, p.filters.box),
-    el("div", "xk-columns", p.byFeature, peak, p.byDensity,
-      el("span", "xk-chosen", p.byMeasure, p.measure)),
-    list.box, p.status,
-    attrs(el("div", "xk-keys", ...["↑↓ j k", "/ search", "m mark", "g group", "c context"].map(
-      (text) => el("span", "", text))), { "aria-hidden": "true" }));
-  const head = el("div", "xk-top", p.title, p.label, el("span", "xk-nav", p.back, p.on, p.mark));
-  const sizes = attrs(el("div", "xk-sizes", ...p.sizes.values()), {
-    role: "group", "aria-label": "how much of the context",
-  });
-  p.read = attrs(el("div", "xk-read", head, p.figures, p.weights, p.dead, p.panels,
-    el("div", "xk-chooser", p.tabs, sizes), p.samples, p.legend, p.further, p.absent), {
-    ...KEEP, role: "region", tabindex: 0, "aria-label": "feature",
-  });
-  const names = el("div", "xk-about", ...about.map((text) => el("bdi", "", text)));
-  const panes = el("div", "xk-panes", side, p.read);
-  const root = el("section", "xk-root xk-browser", names, panes, p.note, p.live);
-  return attrs(root, { role: "group", "aria-label": `features of ${facts.title}` });
-}
-
-// --- questions -------------------------------------------------------------------------
-
-// Returns ask(name, content): a promise of the answer. tell(text): a note for the person.
-function questions(model, view, tell) {
-  const open = new Map(); // id -> {name, done, fail, at}
-  let [timer, since] = [0, 0]; // since: when what is waited for was asked, 0: nothing is
-  const look = () => {
-    clearTimeout(timer);
-    if (!open.size) return tell("");
-    const age = Date.now() - since;
-    if (age >= BUSY_AFTER_MS) tell("waiting for the kernel (busy running a cell?)");
-    else timer = setTimeout(look, BUSY_AFTER_MS - age + 10);
-  };
-  function ask(name, content) {
-    const id = randomId();
-    return new Promise((done, fail) => {
-      open.set(id, { name, done, fail, at: Date.now() });
-      since ||= Date.now();
-      if (post(model, { kind: "ask", id, view, name, ...content })) return look();
-      open.delete(id);
-      fail("The kernel of this browser is gone: run the cell again.");
-    });
-  }
-  ask.heard = (message) => {
-    const one = open.get(message?.id);
-    if (message?.kind !== "answer" || !one) return;
-    open.delete(message.id);
-    since = open.size ? Math.min(...[...open.values()].map((other) => other.at)) : 0;
-    look();
-    if (message.ok) one.done(message.content);
-    else one.fail(message.reason);
-  };
-  // A kernel that was restarted answers nothing: who asks anew need not wait for it.
-  ask.giveUp = (name) => {
-    for (const [id, one] of open) {
-      if (one.name !== name || Date.now() - one.at < LOST_AFTER_MS) continue;
-      open.delete(id);
-      one.fail(GIVEN_UP);
-    }
-  };
-  ask.stop = () => {
-    clearTimeout(timer);
-    open.clear();
-  };
-  return ask;
-}
 
 // --- the browser -----------------------------------------------------------------------
 
@@ -184,7 +34,14 @@ function render({ model, el: host, signal }) {
     pick: (row) => go({ revision, row }),
     rows: (start, count) => fetchRows({ start, count }),
   });
-  const root = assemble(facts, p, list);
+  const editor = makeEditor({
+    read: (feature) => ask("said", { feature }),
+    write: async (feature, texts) => told(await ask("label", { feature, group, texts })),
+    giveUp: () => ask.giveUp("label"),
+    failed: (reason) => failed(reason),
+    closed: () => p.read.focus({ preventScroll: true }),
+  });
+  const root = assemble(facts, p, list, editor);
   host.append(root);
 
   // One question at a time, then the newest: a key that is held down never queues up.
@@ -250,6 +107,7 @@ function render({ model, el: host, signal }) {
 
   function take(found, isJump) {
     page = found;
+    editor.shows(found.feature);
     if (isJump) list.place(found.at);
     draw();
   }
@@ -306,6 +164,7 @@ function render({ model, el: host, signal }) {
     const held = p.read.contains(focused()) ? focused() : null;
     say(p.title, `Feature ${page.feature}`);
     say(p.label, page.label ?? "");
+    say(p.said, page.description ?? "");
     attrs(p.read, { "aria-label": `feature ${page.feature}` });
     drawMark();
     p.figures.replaceChildren(...figures(page));
@@ -464,6 +323,7 @@ function render({ model, el: host, signal }) {
   const keys = {
     "/": () => (p.search.focus(), p.search.select()),
     m: toggleMark,
+    l: () => editor.open(page.feature),
     g: () => pickGroup(next(facts.groups.filter((name) => page.groups[name]), group)),
     c: () => pickSize(next(Object.keys(SIZES), size)),
   };
@@ -471,6 +331,7 @@ function render({ model, el: host, signal }) {
   function pressed(event) {
     event.stopPropagation(); // else the notebook takes the keys for its own
     if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (editor.box.contains(event.target)) return editor.key(event);
     if (event.target.matches("input, select")) return typed(event);
     const inList = event.target === list.box;
     const inTabs = event.target.role === "tab";
@@ -503,6 +364,7 @@ function render({ model, el: host, signal }) {
   p.back.addEventListener("click", () => list.key("k"));
   p.on.addEventListener("click", () => list.key("j"));
   p.mark.addEventListener("click", toggleMark);
+  p.edit.addEventListener("click", () => page && editor.open(page.feature));
   p.sizes.forEach((button, name) => button.addEventListener("click", () => pickSize(name)));
 
   const heard = (message) => {

@@ -16,6 +16,10 @@ The page asks a closed set of questions, never SQL; each is answered here (versi
 ``mark`` {feature, on}
     puts a feature into ``browser.selection`` or takes it out: ``marks``, and ``list`` where it
     shows marked features only
+``said`` {feature}
+    what is said of it, as it was written: ``name``, ``description``
+``label`` {feature, group, texts}
+    keeps ``texts``, ``name`` or ``description`` or both: ``list`` and ``feature``
 
 A question is ``{kind: "ask", id, view, name, ...}``; ``view`` is the page that asks. An answer
 is ``{kind: "answer", id, ok, content}``, or ``reason`` in the place of ``content``. What Python
@@ -31,17 +35,26 @@ from typing import Any, SupportsIndex
 
 from extraction_kit.catalog.listing import MEASURES, Listing
 from extraction_kit.catalog.tables import FEATURES
-from extraction_kit.errors import BadQuery, ExtractionKitError
+from extraction_kit.errors import BadLabel, BadQuery, ExtractionKitError
 from extraction_kit.results import BINS_PER_OCTAVE, GROUPS, LOG2_LOW, N_BINS
 from extraction_kit.widgets import static_only
 from extraction_kit.widgets.browsed import Browsed
-from extraction_kit.widgets.feature_list import MAX_ROWS, FeatureList, peak_tokens
+from extraction_kit.widgets.feature_list import (
+    MAX_ROWS,
+    NOTHING_SAID,
+    FeatureList,
+    labels_of,
+    peak_tokens,
+)
 from extraction_kit.widgets.feature_page import FeaturePages
+
+_TEXTS = ("name", "description")
 
 log = logging.getLogger(__name__)
 
 Tell = Callable[[dict[str, Any]], None]
-_CHANGES = frozenset({"list", "feature", "mark"})  # questions that change what is shown
+# Questions that change what is shown.
+_CHANGES = frozenset({"list", "feature", "mark", "label"})
 
 
 class FeatureBrowser:
@@ -172,14 +185,12 @@ class FeatureBrowser:
             with self._lock:
                 found = self._question(name)(message)
                 if name in _CHANGES:
-                    told = found if name == "mark" else {str(name): found}
+                    told = {str(name): found} if name in {"list", "feature"} else found
                     self._tell(told, but=message.get("view"))
             return head | {"ok": True, "content": found}
         except ExtractionKitError as error:
             return head | {"ok": False, "reason": str(error)}
-        except (
-            KeyboardInterrupt
-        ):  # meant for a cell; without an answer the page waits for ever
+        except KeyboardInterrupt:  # without an answer the page waits for ever
             reason = "The kernel was interrupted before it answered: ask again."
             return head | {"ok": False, "reason": reason}
         except Exception as error:  # whatever it is, the person who looks must see it
@@ -194,6 +205,8 @@ class FeatureBrowser:
             "feature": self._go,
             "examples": self._examples,
             "mark": self._mark,
+            "said": self._said,
+            "label": self._label,
         }
         if not isinstance(name, str) or name not in known:
             raise BadQuery(f"question {name!r}: one of {', '.join(known)} is allowed")
@@ -237,7 +250,7 @@ class FeatureBrowser:
             self._check_revision(message)
             wanted = self._list.feature(_integer(message, "row"))
         else:
-            wanted = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+            wanted = self._pages.number(message.get("feature"))
         page = self._pages.page(wanted, message.get("group", "top"))
         self._feature = wanted
         return page | {"at": self._list.place(wanted)}
@@ -248,13 +261,13 @@ class FeatureBrowser:
         }
 
     def _examples(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+        feature = self._pages.number(message.get("feature"))
         group, whole = message.get("group", "top"), message.get("whole") is True
         found = self._pages.examples(feature, group, whole=whole)
         return {"feature": feature, "group": group, "whole": whole, "examples": found}
 
     def _mark(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        feature = self._pages.number(message.get("feature"))  # type: ignore[arg-type]
+        feature = self._pages.number(message.get("feature"))
         others = [mark for mark in self._marks if mark != feature]
         return self._marked([*others, feature] if message.get("on") is True else others)
 
@@ -267,6 +280,32 @@ class FeatureBrowser:
             found["list"] = self._listed_as(marked, self._count)
         self._marks = list(marks)
         return found
+
+    def _said(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        self._keeper()
+        feature = self._pages.number(message.get("feature"))
+        said = labels_of(self._browsed, [feature]).get(feature, NOTHING_SAID)
+        return dict(zip(_TEXTS, said, strict=True))
+
+    def _label(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        feature = self._pages.number(message.get("feature"))
+        texts = message.get("texts")
+        if not isinstance(texts, Mapping) or not texts.keys() <= set(_TEXTS):
+            raise BadQuery(f"texts={texts!r}: {' and '.join(_TEXTS)} are allowed")
+        shown = message.get("group", "top")
+        self._pages.check_group(shown)
+        self._keeper()(feature, **texts)
+        changed = self._listed_as(self._list.listing, self._count)
+        return {"list": changed, "feature": self._shown(shown)}
+
+    def _keeper(self) -> Callable[..., object]:
+        if self._browsed.label is None:
+            raise BadLabel(
+                "labels are kept by a workspace, and this result was opened without one: "
+                "`ws.register_training(...)` the SAE and launch it there; its labels are then "
+                "in every run of it"
+            )
+        return self._browsed.label
 
     def _check_revision(self, message: Mapping[str, Any]) -> None:
         if message.get("revision") != self._revision:

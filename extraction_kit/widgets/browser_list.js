@@ -12,7 +12,7 @@ function densityBar(density) {
   return Math.min(1, Math.max(0.02, 1 - Math.log10(density) / LOG_LOWEST));
 }
 
-// events: pick(row), rows(start, count), mark()
+// events: pick(row), rows(start, count)
 function makeList(events) {
   const sizer = el("div", "xk-sizer");
   const box = attrs(el("div", "xk-rows", sizer), {

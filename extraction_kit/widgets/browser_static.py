@@ -57,9 +57,10 @@ def _call(facts: Values, page: Values) -> str:
 def _head(facts: Values, page: Values) -> str:
     label = "" if page["label"] is None else f" {_text(page['label'])}"
     about = [facts["title"], *facts["about"], f"{facts['d_sae']:,} features"]
+    said = "" if page["description"] is None else _line(_text(page["description"]))
     return (
         f"<div><strong>Feature {page['feature']}</strong>{label} · "
-        f"{' · '.join(map(_text, about))}</div>"
+        f"{' · '.join(map(_text, about))}</div>{said}"
     )
 
 

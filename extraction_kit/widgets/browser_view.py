@@ -11,7 +11,14 @@ from extraction_kit.widgets.browser import FeatureBrowser
 from extraction_kit.widgets.payload import safe
 from extraction_kit.widgets.routing import without_parent
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
+FILES = (
+    "browser_list",
+    "browser_feature",
+    "browser_parts",
+    "browser_ask",
+    "browser_label",
+    "browser",
+)
 
 
 class BrowserView(anywidget.AnyWidget):  # type: ignore[misc]
@@ -20,7 +27,7 @@ class BrowserView(anywidget.AnyWidget):  # type: ignore[misc]
     JupyterLab shows it in any number of places. While it shows it nowhere, nothing is sent.
     """
 
-    _esm = assets.esm("browser_list", "browser_feature", "browser")
+    _esm = assets.esm(*FILES)
     _css = assets.css("browser")
     facts = traitlets.Dict().tag(sync=True)
 
@@ -61,4 +68,4 @@ def live(browser: FeatureBrowser) -> dict[str, Any]:
     if getattr(get_ipython(), "kernel", None) is None:
         return {}
     view = without_parent(lambda: BrowserView(browser))
-    return {WIDGET: {"version_major": 2, "version_minor": 0, "model_id": view.model_id}}
+    return assets.live(view.model_id)

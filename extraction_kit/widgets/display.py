@@ -11,13 +11,11 @@ from IPython.display import display
 from extraction_kit.errors import ExtractionKitError
 from extraction_kit.lifecycle import RunState
 from extraction_kit.views import Happening, RunView
+from extraction_kit.widgets import assets, mimebundle, payload
 from extraction_kit.widgets import hub as hubs
-from extraction_kit.widgets import mimebundle, payload
 from extraction_kit.widgets.card import RunCard
 from extraction_kit.widgets.routing import without_parent
 from extraction_kit.widgets.source import RunSource
-
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 Details = tuple[list[Happening], list[dict[str, Any]]]
 
@@ -66,9 +64,8 @@ def show_live(
     content = payload.build(view, events, highlights)
     message = content | {"seq": 0, "now": time.time(), "beat_s": hub.pace.beat_s}
     card = without_parent(lambda: RunCard(hub, watch, message))
-    bundle: dict[str, Any] = {**mimebundle(view, events=events, highlights=highlights)}
-    bundle[WIDGET] = {"version_major": 2, "version_minor": 0, "model_id": card.model_id}
-    handle = display(bundle, raw=True, display_id=True)
+    static = mimebundle(view, events=events, highlights=highlights)
+    handle = display(static | assets.live(card.model_id), raw=True, display_id=True)
 
     def replace_live(
         view: RunView,

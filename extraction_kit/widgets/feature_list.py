@@ -9,8 +9,11 @@ import pyarrow as pa
 from extraction_kit.catalog.listing import LABEL, Listing
 from extraction_kit.catalog.reading import texts_of
 from extraction_kit.errors import BadQuery
-from extraction_kit.widgets import words
+from extraction_kit.widgets import payload, words
 from extraction_kit.widgets.browsed import Browsed
+
+Said = tuple[str | None, str | None]
+NOTHING_SAID: Said = (None, None)
 
 MAX_ROWS = 400
 """Rows of one answer to the page."""
@@ -68,17 +71,16 @@ class FeatureList:
         """Return columns of rows for the page: numbers, labels, tokens of the largest peaks."""
         start, count = max(0, start), min(max(0, count), MAX_ROWS)
         part = self._rows.slice(start, count)
-        measure = part[self.listing.measure].to_pylist()
         peaks = self._peaks[self._features[start : start + count]]
         texts = texts_of(self._vocab)
         labels = {LABEL: part[LABEL].to_pylist()} if LABEL in part.column_names else {}
         return {
             "start": start,
             "feature": part["feature"].to_pylist(),
-            "density": [_short(value) for value in part["density"].to_pylist()],
-            "measure": [_short(value) for value in measure],
+            "density": _short(part["density"]),
+            "measure": _short(part[self.listing.measure]),
             "token": [None if peak < 0 else words.tame(texts[peak]) for peak in peaks],
-            **{name: [_tame(text) for text in column] for name, column in labels.items()},
+            **{name: payload.safe(column) for name, column in labels.items()},
         }
 
 
@@ -93,21 +95,18 @@ def peak_tokens(browsed: Browsed, d_sae: int) -> np.ndarray:
     return peaks
 
 
-def labels_of(browsed: Browsed, features: list[int]) -> Mapping[int, str]:
-    """Return the labels of some features; none where there are none."""
+def labels_of(browsed: Browsed, features: list[int]) -> Mapping[int, Said]:
+    """Return what is said of some features, as it was written: name and description."""
     if not features or not browsed.labelled:
         return {}
     inside = ", ".join(map(str, features))
     query = browsed.names["features"].select(
-        f"feature, {LABEL}", f"feature IN ({inside})", f"{LABEL} IS NOT NULL"
+        f"feature, {LABEL}, description",
+        f"feature IN ({inside})",
+        f"coalesce({LABEL}, description) IS NOT NULL",
     )
-    return {feature: words.tame(text) for feature, text in browsed.ask(query).fetchall()}
+    return {feature: tuple(said) for feature, *said in browsed.ask(query).fetchall()}
 
 
-def _tame(text: str | None) -> str | None:
-    return None if text is None else words.tame(text)
-
-
-def _short(value: float | None) -> float | None:
-    """Return `value` with five significant digits: what the page shows has three."""
-    return None if value is None else float(f"{value:.5g}")
+def _short(column: pa.ChunkedArray) -> list[float | None]:
+    return [None if value is None else payload.short(value) for value in column.to_pylist()]

@@ -1,14 +1,13 @@
 """Everything known of one feature, as the JSON values that page and static HTML show."""
 
-import math
-import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from extraction_kit.catalog.publish import read_manifest
+from extraction_kit.catalog.asking import manifest_of
+from extraction_kit.catalog.listing import MEASURES
 from extraction_kit.catalog.reading import texts_of, why_absent
 from extraction_kit.catalog.sorted_file import SortedFile
 from extraction_kit.catalog.tables import (
@@ -21,14 +20,13 @@ from extraction_kit.catalog.tables import (
     Table,
 )
 from extraction_kit.config import STATISTICS_FORMAT
-from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
-from extraction_kit.results import GROUPS, KINDS, SIGNS
+from extraction_kit.errors import BadQuery, ResultsDamaged
+from extraction_kit.results import GROUPS, KINDS, SIGNS, feature_number
 from extraction_kit.widgets import payload, words
 from extraction_kit.widgets.browsed import Browsed
-from extraction_kit.widgets.feature_list import labels_of
+from extraction_kit.widgets.feature_list import NOTHING_SAID, labels_of
 
 _READ = (FEATURES, HISTOGRAMS, EXAMPLES, LOGITS, NEIGHBOURS, TOKENS)
-_NOT_SHOWN = frozenset({"feature", "dead", "max_context", "max_pos", "last_context"})
 
 Page = dict[str, Any]
 
@@ -63,7 +61,7 @@ class FeaturePages:
         }
         self.d_sae = self._files[FEATURES.name].n_rows
 
-    def number(self, feature: SupportsIndex) -> int:
+    def number(self, feature: object) -> int:
         """Return the index of a feature.
 
         Raises
@@ -71,13 +69,13 @@ class FeaturePages:
         UnknownFeature
             It is outside the SAE.
         """
-        try:
-            number = operator.index(feature)
-        except TypeError:
-            raise UnknownFeature(feature=feature, d_sae=self.d_sae) from None
-        if isinstance(feature, bool) or not 0 <= number < self.d_sae:
-            raise UnknownFeature(feature=feature, d_sae=self.d_sae)
-        return number
+        return feature_number(feature, self.d_sae)
+
+    def check_group(self, group: object) -> None:
+        """Raise `BadQuery` unless `group` is one of `results.GROUPS`."""
+        if group not in GROUPS:
+            msg = f"group={group!r}: one of {', '.join(map(repr, GROUPS))} is allowed"
+            raise BadQuery(msg)
 
     def page(self, feature: int, group: str = "top") -> Page:
         """Return all of a feature, with its examples of one group.
@@ -85,12 +83,12 @@ class FeaturePages:
         Returns
         -------
         dict
-            ``feature``, ``label``, ``dead``, ``stats`` (column to number or None), ``hist``
-            (``first`` bin and ``counts``), ``groups`` (name to number of examples),
-            ``group``, ``examples`` (see :meth:`examples`), ``logits`` (sign to rows of
-            text and value), ``similar`` and ``partners`` (rows of feature, value, label),
-            ``tokens`` (rows of text, n_active, mean_act), ``absent`` (what is not there
-            to the reason).
+            ``feature``, ``label``, ``description``, ``dead``, ``stats`` (column to number or
+            None), ``hist`` (``first`` bin and ``counts``), ``groups`` (name to number of
+            examples), ``group``, ``examples`` (see :meth:`examples`), ``logits`` (sign to rows
+            of text and value), ``similar`` and ``partners`` (rows of feature, value, label),
+            ``tokens`` (rows of text, n_active, mean_act), ``absent`` (what is not there to the
+            reason).
 
         Raises
         ------
@@ -103,11 +101,7 @@ class FeaturePages:
         return {
             "feature": feature,
             "dead": found["dead"],
-            "stats": {
-                column.name: _finite(found[column.name])
-                for column in FEATURES.columns
-                if column.name not in _NOT_SHOWN
-            },
+            "stats": {name: payload.safe(found[name]) for name in MEASURES},
             "hist": _trimmed(self._rows(HISTOGRAMS, feature)["hist"][0].values.to_numpy()),
             "groups": {name: names.count(name) for name in GROUPS},
             "group": group,
@@ -141,9 +135,7 @@ class FeaturePages:
         return self._files[table.name].rows(feature)
 
     def _examples(self, rows: pa.Table, group: str, *, whole: bool) -> list[Page]:
-        if group not in GROUPS:
-            msg = f"group={group!r}: one of {', '.join(map(repr, GROUPS))} is allowed"
-            raise BadQuery(msg)
+        self.check_group(group)
         chosen = [row for row in rows.to_pylist() if row["group"] == group]
         tokens_of = self._contexts({row["context"] for row in chosen})
         texts = texts_of(self._browsed.corpus.vocab)
@@ -172,9 +164,9 @@ class FeaturePages:
         shown = [words.tame(texts[token]) for token in ids.tolist()]
         acts = [0.0] * len(shown[begin:end])
         for offset, value in zip(row["act_off"], row["act_val"], strict=True):
-            acts[offset] = _short(value)
+            acts[offset] = payload.short(value)
         return {
-            "act": _short(row["act"]),
+            "act": payload.short(row["act"]),
             "context": row["context"],
             "pos": row["pos"],
             "held_out": row["held_out"],
@@ -193,18 +185,24 @@ class FeaturePages:
         others = sorted({row["other"] for row in near})
         labels = labels_of(self._browsed, [feature, *others])
 
+        said = {
+            one: [payload.safe(text) for text in labels.get(one, NOTHING_SAID)]
+            for one in (feature, *others)
+        }
+
         def like(kind: str) -> list[list[Any]]:
             return [
-                [row["other"], _short(row["value"]), labels.get(row["other"])]
+                [row["other"], payload.short(row["value"]), said[row["other"]][0]]
                 for row in near
                 if row["kind"] == kind
             ]
 
         return {
-            "label": labels.get(feature),
+            "label": said[feature][0],
+            "description": said[feature][1],
             "logits": {
                 sign: [
-                    [words.tame(texts[row["token"]]), _short(row["value"])]
+                    [words.tame(texts[row["token"]]), payload.short(row["value"])]
                     for row in logits
                     if row["sign"] == sign
                 ]
@@ -213,16 +211,18 @@ class FeaturePages:
             "similar": like("decoder"),
             "partners": like("coactivation"),
             "tokens": [
-                [words.tame(texts[row["token"]]), row["n_active"], _short(row["mean_act"])]
+                [
+                    words.tame(texts[row["token"]]),
+                    row["n_active"],
+                    payload.short(row["mean_act"]),
+                ]
                 for row in tokens
             ],
         }
 
 
 def _manifest(browsed: Browsed) -> Mapping[str, Any]:
-    manifest = read_manifest(browsed.folder)
-    if manifest is None:
-        raise ResultsDamaged(f"the manifest in {browsed.folder} is missing or torn")
+    manifest = manifest_of(browsed.folder)
     if manifest["format"] != STATISTICS_FORMAT:
         raise BadQuery(
             f"the run in {browsed.folder} was written in format {manifest['format']} by another "
@@ -239,11 +239,3 @@ def _trimmed(counts: np.ndarray) -> Page:
         return {"first": 0, "counts": []}
     first, last = int(used[0]), int(used[-1])
     return {"first": first, "counts": counts[first : last + 1].tolist()}
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}") if math.isfinite(value) else 0.0
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - a number or None
-    return payload.safe(value)

@@ -32,6 +32,11 @@ def safe(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return value
 
 
+def short(value: float) -> float:
+    """Return `value` with five significant digits: what a page shows has three."""
+    return float(f"{value:.5g}") if math.isfinite(value) else 0.0
+
+
 def view_fields(view: RunView) -> dict[str, Any]:
     """Return the view for the page; only the end of a long traceback is kept."""
     fields = view.to_dict()

@@ -27,6 +27,7 @@ from extraction_kit.widgets import dashboard_view, payload
 from extraction_kit.widgets.assets import css, esm
 from extraction_kit.widgets.board import RunBoard
 from extraction_kit.widgets.browser import FeatureBrowser
+from extraction_kit.widgets.browser_view import FILES
 from extraction_kit.widgets.hub import Hub, Pace
 
 HERE = Path(__file__).parent
@@ -262,9 +263,6 @@ def stub(chromium: Browser) -> Iterator[Callable[..., Stub]]:
     assert [line for made in opened for line in made.trouble] == []
 
 
-BROWSER = ("browser_list", "browser_feature", "browser")
-
-
 @pytest.fixture
 def shown(chromium: Browser) -> Iterator[Callable[..., Stub]]:
     """A function that shows a feature browser; its questions are answered by Python here."""
@@ -282,7 +280,7 @@ def shown(chromium: Browser) -> Iterator[Callable[..., Stub]]:
         made = Stub(context.new_page())
         opened.append(made)
         _listen(made.page, made.trouble)
-        made.page.route("**/*", _serve(theme, made.trouble, BROWSER))
+        made.page.route("**/*", _serve(theme, made.trouble, FILES))
         told: list[dict[str, Any]] | None = None  # while a question is answered
 
         def kernel(message: dict[str, Any]) -> list[dict[str, Any]]:

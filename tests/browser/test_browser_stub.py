@@ -1,18 +1,14 @@
 """The feature browser's own files in a page; the real kernel side answers its questions."""
 
-import json
 import re
 
 import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from extraction_kit.catalog.listing import Named
 from extraction_kit.results import N_BINS, bin_edges
-from extraction_kit.widgets.browsed import Browsed
-from extraction_kit.widgets.browser import FeatureBrowser
 from tests.browser.test_card_stub import THEMES, worst_contrast
-from tests.results_to_browse import DEAD, HOSTILE, LOUD, write_result
+from tests.results_to_browse import DEAD, HOSTILE, LOUD, labelled, write_result
 
 pytestmark = pytest.mark.browser
 
@@ -29,8 +25,8 @@ A_MILLION = """() => {
     return {revision: 9, start, ...columns};
   };
   const ask = model.send.bind(model);
-  model.send = ({id, name, start, count}) => {
-    if (name !== 'rows') return ask({kind: 'ask', id, name: 'feature', feature: 1});
+  model.send = ({id, view, name, start, count}) => {
+    if (name !== 'rows') return ask({kind: 'ask', id, view, name: 'feature', feature: 1});
     const answer = {kind: 'answer', id, ok: true, content: rows(start, count)};
     setTimeout(() => model.fire('msg:custom', answer));
   };
@@ -56,22 +52,6 @@ REFUSE = """(reason) => { model.send = (m) => setTimeout(() =>
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     return write_result(tmp_path_factory.mktemp("result") / "here")
-
-
-def labelled(result, text):
-    browsed = result._browsed()
-    quoted = text.replace("'", "''")
-    inner = browsed.names["features"].select(
-        f"*, CASE feature WHEN {LOUD} THEN '{quoted}' END AS label"
-    )
-    return FeatureBrowser(
-        Browsed(
-            title=text, call="run.browse", about=(text,), folder=browsed.folder,
-            corpus=browsed.corpus, names={**browsed.names, "features": Named(f"({inner})")},
-            ask=browsed.ask,
-        ),
-        LOUD,
-    )  # fmt: skip
 
 
 def rows(made):
@@ -441,8 +421,18 @@ def test_two_views_show_the_same(shown, result):
         expect(view.get_by_text("1 marked")).to_be_visible()
 
 
+def test_where_nothing_keeps_labels_the_key_says_why(shown, result):
+    made = shown(result.browse(20))
+    rows(made).press("l")
+    expect(note(made)).to_contain_text("labels are kept by a workspace")
+    expect(made.page.get_by_role("group", name="label")).to_be_hidden()
+    expect(rows(made)).to_be_focused()
+
+
 def test_markup_and_marks_of_direction_stay_text(shown, result):
-    made = shown(labelled(result, HOSTILE[0] + HOSTILE[3]))
+    made = shown(
+        labelled(result, HOSTILE[0] + HOSTILE[3], title=HOSTILE[0], about=(HOSTILE[3],))
+    )
     rows(made).focus()
     for _ in range(3):
         made.page.keyboard.press("c")
@@ -462,7 +452,7 @@ def test_every_focusable_element_keeps_its_keys_from_the_notebook(shown, result)
     made = shown(labelled(result, "a label"))
     heard = "window.heard = 0; document.addEventListener('keydown', () => window.heard++)"
     made.page.evaluate(heard)
-    focusable = ":is(button, summary, a, input, select, [tabindex])"
+    focusable = ":is(button, summary, a, input, select, textarea, [tabindex])"
     found = made.page.locator(f"#host {focusable}").all()
     assert len(found) > 25
     for node in found:
@@ -590,10 +580,3 @@ def test_nothing_is_left_behind_when_the_view_goes(shown, result):
     assert made.page.locator("#host > *").count() == 0
     first, *_, last = made.page.evaluate("model.sent")
     assert last == {"kind": "bye", "view": first["view"]}
-
-
-def test_what_is_sent_for_one_feature_is_small(result):
-    answer = result.browse(20).answer(
-        {"kind": "ask", "id": "1", "name": "open", "rows": 120}
-    )
-    assert len(json.dumps(answer)) < 60_000

@@ -3,22 +3,25 @@
 import json
 import logging
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from extraction_kit import LocalResult
-from extraction_kit.catalog.listing import Named
 from extraction_kit.errors import BadQuery, ResultsDamaged, UnknownFeature
 from extraction_kit.results import GROUPS
-from extraction_kit.widgets.browsed import Browsed
-from extraction_kit.widgets.browser import FeatureBrowser
 from extraction_kit.widgets.browser_view import BrowserView
-from tests.results_to_browse import CONTEXT_SIZE, DEAD, HOSTILE, LOUD, Shape, write_result
-from tests.unit.lab import Lab
-from tests.unit.synthetic import synthetic
+from tests.results_to_browse import (
+    CONTEXT_SIZE,
+    DEAD,
+    HOSTILE,
+    LOUD,
+    Shape,
+    labelled,
+    write_result,
+)
+from tests.unit.published import PublishedRuns
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,10 @@ def test_one_answer_fills_the_whole_browser(browser):
     assert found["feature"]["feature"] == LOUD
     assert found["marks"] == []
     assert "\u202e" not in json.dumps(found, ensure_ascii=False)  # it turns the page round
+
+
+def test_what_is_sent_for_one_feature_is_small(browser):
+    assert len(json.dumps(ask(browser, "open", rows=120))) < 60_000
 
 
 def test_the_page_of_a_feature_says_what_the_readers_say(result, browser):
@@ -290,19 +297,8 @@ def test_an_unforeseen_error_reaches_the_person_and_the_log(browser, monkeypatch
 # --- a run of a workspace -----------------------------------------------------------------
 
 
-def write_corpus(folder, corpus):
-    """Write the contexts and the vocabulary of `synthetic` as those of `corpus`."""
-    contexts, vocab = synthetic().write_corpus(folder)
-    for path, target in ((contexts, corpus.path / contexts.name), (vocab, corpus.vocab)):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    masks = {"excluded": [], "ignore_positions": []}
-    replace(corpus, masks=masks).save_spec(corpus.path)
-
-
 def test_a_run_is_browsed_and_its_sql_is_answered_by_the_workspace(tmp_path):
-    stage = Lab(tmp_path / "ws")
-    write_corpus(tmp_path / "made", stage.content().corpus)
+    stage = PublishedRuns(tmp_path / "ws")
     run = stage.ws.run(stage.completed())
     stage.completed("another")  # its features are not in the list
     browser = run.browse(5)
@@ -320,20 +316,6 @@ def test_a_run_is_browsed_and_its_sql_is_answered_by_the_workspace(tmp_path):
 # --- labels -------------------------------------------------------------------------------
 
 
-def labelled(result, text):
-    """The same result in a workspace that keeps labels."""
-    browsed = result._browsed()
-    quoted = text.replace("'", "''")
-    inner = browsed.names["features"].select(
-        f"*, CASE feature WHEN {LOUD} THEN '{quoted}' WHEN 8 THEN 'eight' END AS label"
-    )
-    facts = {name: getattr(browsed, name) for name in ("title", "call", "about", "folder")}
-    names = {**browsed.names, "features": Named(f"({inner})")}
-    return FeatureBrowser(
-        Browsed(**facts, corpus=browsed.corpus, names=names, ask=browsed.ask), LOUD
-    )
-
-
 def test_labels_are_shown_in_list_page_and_neighbours(result):
     browser = labelled(result, HOSTILE[0])
     found = content(browser, "open", rows=20)
@@ -342,6 +324,39 @@ def test_labels_are_shown_in_list_page_and_neighbours(result):
     assert found["list"]["rows"]["label"][LOUD : LOUD + 2] == [HOSTILE[0], "eight"]
     found = content(browser, "list", listing={"label": "eig", "sort": "label"}, rows=5)
     assert found["rows"]["feature"] == [8]
+
+
+def test_a_label_that_is_written_in_the_browser_is_in_the_ledger(tmp_path):
+    stage = PublishedRuns(tmp_path / "ws")
+    run = stage.ws.run(stage.completed())
+    browser, told = run.browse(5), []
+    browser.connect(told.append)
+    content(browser, "list", listing={"label": "dat"}, rows=5)
+    assert content(browser, "said", feature=5) == {"name": None, "description": None}
+    found = content(
+        browser, "label", view="a", feature=5, texts={"name": "dates"}, group="random"
+    )
+    assert found["list"]["rows"]["feature"] == [5]
+    assert (found["feature"]["label"], found["feature"]["group"]) == ("dates", "random")
+    assert told[-1] == {"kind": "told", "but": "a", "content": found}
+    content(browser, "label", feature=5, texts={"description": "of \u202e years"})
+    assert browser.page()["description"] == "of \u27e8U+202E\u27e9 years"
+    assert content(browser, "said", feature=5)["description"] == "of \u202e years"
+    kept = stage.ws.labels("tiny").project("feature, name, description, source").fetchall()
+    assert kept == [(5, "dates", "of \u202e years", "feature browser")]
+    for texts in ({"name": "x" * 201}, {"name": 7}, {}, {"source": "me"}, None, []):
+        assert not ask(browser, "label", feature=5, texts=texts)["ok"]
+    bad_group = {"texts": {"name": "x"}, "group": "all"}
+    assert not ask(browser, "label", feature=5, **bad_group)["ok"]
+    assert content(browser, "said", feature=5)["name"] == "dates"
+    content(browser, "label", feature=5, texts={"name": None, "description": None})
+    assert stage.ws.labels("tiny").fetchall() == []
+
+
+def test_a_result_outside_of_a_workspace_says_why_it_keeps_no_labels(browser):
+    for name in ("said", "label"):
+        answer = ask(browser, name, feature=5, texts={"name": "x"})
+        assert "labels are kept by a workspace" in answer["reason"]
 
 
 # --- static -------------------------------------------------------------------------------
