@@ -99,11 +99,11 @@ function fact({ text, tone, title }) {
   return attrs(el("span", "xk-fact", mark, text), { "data-tone": tone, title });
 }
 
+// The card speaks of `run`: the first line makes it.
 function codeFor(row) {
-  const run = `ws.run("${row.run_id}")`;
-  if (row.state === "completed") return [`${run}.browse()`, `${run}.features().df()`];
-  if (active(row)) return [`await ${run}`];
-  return [`${run}.resume()`, `print(${run}.explain())`];
+  const run = `run = ws.run("${row.run_id}")`;
+  if (row.state === "completed") return [run, "run.browse()"];
+  return active(row) ? [run, "await run"] : [run, "run.resume()", "print(run.explain())"];
 }
 
 // --- the card of the run that is open --------------------------------------------------------
@@ -418,7 +418,7 @@ function render({ model, el: host, signal }) {
     const done = rows.filter((row) => row.state === "completed");
     const lines = rows.length === 2 && done.length === 2
       ? [`ws.compare("${rows[0].run_id}", "${rows[1].run_id}")`]
-      : rows.length === 1 ? codeFor(rows[0]).slice(0, 1) : [];
+      : done.length === 1 && rows.length === 1 ? [`ws.run("${rows[0].run_id}").browse()`] : [];
     fill(ui.code, lines.length ? lines : null, () => lines.map(snippet));
   }
 
