@@ -13,7 +13,7 @@ from extraction_kit.lifecycle import RunState
 from extraction_kit.overview import Overview
 from extraction_kit.reconcile import beat_key, progress_key
 from extraction_kit.run import Watcher
-from extraction_kit.widgets import dashboard_static
+from extraction_kit.widgets import board, dashboard_static
 from extraction_kit.widgets.board import FIELDS, RunBoard
 from extraction_kit.widgets.dashboard import Dashboard
 from extraction_kit.widgets.hub import Hub, Pace
@@ -226,19 +226,31 @@ def test_a_change_is_sent_as_the_fields_that_changed(written, page):
     assert page.tick() == []
 
 
-def test_messages_are_numbered_and_a_gap_is_filled_with_everything(written, page):
+def test_messages_are_numbered_and_a_gap_is_filled_with_everything(
+    written, page, monkeypatch
+):
     run_id = written.ids("extracting")[0]
     numbers = [page.first["seq"]]
     for step in range(3):
         written.beat(run_id, 2 + step, 600_000 + step)
         numbers += [message["seq"] for message in page.tick()]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert page.ask(kind="hello", seq=numbers[-1])["ok"]
+    monkeypatch.setattr(page.hub, "attend", lambda _: None)  # the test ticks, no thread
+    page.ask(kind="hello", seq=numbers[-1])
     assert page.tick() == []
     page.ask(kind="hello", seq=numbers[-1] - 1)
+    assert page.tick() == []  # the last one may be on its way
+    page.ask(kind="hello", seq=-1)
     (message,) = page.tick()
     assert message["kind"] == "full"
     assert rows_of(message)[run_id]["n_tokens_done"] == 600_002
+    monkeypatch.setattr(board, "LATE_S", 0.0)
+    page.ask(kind="hello", seq=message["seq"])
+    assert page.tick() == []
+    for wrong in (-1, 1, None, "1", message["seq"] + 9):
+        page.ask(kind="hello", seq=wrong)
+        (message,) = page.tick()
+        assert message["kind"] == "full"
 
 
 def test_nobody_looking_costs_a_look_now_and_then(written, source):
