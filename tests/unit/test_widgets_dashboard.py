@@ -90,6 +90,18 @@ def page(source):
     made.leave()
 
 
+def set_error(written, run_id, error):
+    """Write another error, and that the run has changed."""
+    with written.bench.store.write() as connection:
+        connection.exec_driver_sql(
+            "UPDATE runs SET error = ? WHERE run_id = ?", (error, run_id)
+        )
+        connection.exec_driver_sql(
+            "UPDATE events SET change = (SELECT max(change) + 1 FROM events) WHERE run_id = ?",
+            (run_id,),
+        )
+
+
 def rows_of(full):
     rows = [dict(zip(full["fields"], row, strict=True)) for row in full["rows"]]
     return {row["run_id"]: row for row in rows}
@@ -301,6 +313,13 @@ def test_text_of_the_ledger_is_tame_before_it_leaves(tmp_path):
     assert HOSTILE[0] in text  # the page shows it as text
     assert "\u202e" not in text
     assert "\u2066" not in text
+    failed = written.ids("failed")[0]
+    page.tick()
+    service.cancel(written.bench, written.ids("queued")[0])  # the cursor moves
+    set_error(written, failed, HOSTILE[2])
+    text = json.dumps([page.tick(), page.tick()], ensure_ascii=False)
+    assert "ltr" in text
+    assert "\u202e" not in text
 
 
 # --- the hub ------------------------------------------------------------------------------
@@ -309,8 +328,10 @@ def test_text_of_the_ledger_is_tame_before_it_leaves(tmp_path):
 def test_the_hub_notices_a_run_of_another_process_while_nothing_runs(tmp_path):
     lab = Lab(tmp_path / "ws")
     lab.completed("first")
-    page = Page(lab.ws._watcher)
+    # looked at, it is as quick as with active runs: only `viewed_s` is short
+    page = Page(lab.ws._watcher, Pace(viewed_s=0.05, resting_s=60.0, unviewed_s=60.0))
     page.hub.attend(page.board)
+    page.ask(kind="hello", seq=1)
     new = lab.begun(lab.content("second"))  # a second connection, as another kernel has
     message = page.await_("delta", lambda one: new in one["rows"])
     assert message["rows"][new]["state"] == "extracting"
@@ -471,6 +492,7 @@ def test_a_long_ledger_is_cut_and_says_how_to_see_the_rest(tmp_path):
 
 def test_static_html_shows_hostile_text_as_text(tmp_path):
     written = write_runs(tmp_path / "ws", 12, names=HOSTILE, per_training=1)
+    set_error(written, written.ids("failed")[0], HOSTILE[0])
     overview = Overview(written.bench)
     overview.read()
     seen = Texts(dashboard_static.html(overview.lines))
