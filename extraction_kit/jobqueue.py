@@ -89,7 +89,6 @@ class WorkerReport:
     pid: int | None
     state: str
     """``idle``, ``busy``, ``suspended``; ``gone`` if it stopped saying that it lives."""
-    job_id: str | None
 
 
 class ExtractionJob(Job):  # type: ignore[misc] # rq has no complete types
@@ -232,7 +231,7 @@ class JobQueue:
             keys = sorted(members)
             pipeline = self._redis.pipeline(transaction=False)
             for key in keys:
-                pipeline.hmget(key, ["hostname", "pid", "state", "current_job"])
+                pipeline.hmget(key, ["hostname", "pid", "state"])
             found = pipeline.execute() if keys else []
         except redis.RedisError:
             return None
@@ -254,7 +253,7 @@ class JobQueue:
 
 
 def _worker_report(key: bytes, values: list[bytes | None]) -> WorkerReport:
-    host, pid, state, job_id = (None if one is None else one.decode() for one in values)
+    host, pid, state = (None if one is None else one.decode() for one in values)
     known = state if state in {"idle", "busy", "suspended"} else None
     return WorkerReport(
         name=key.decode().rpartition(":")[2],
@@ -262,7 +261,6 @@ def _worker_report(key: bytes, values: list[bytes | None]) -> WorkerReport:
         pid=int(pid) if pid is not None and pid.isdecimal() else None,
         # its entry expires unless the worker renews it; one that starts is idle in a moment
         state="gone" if host is None else (known or "idle"),
-        job_id=job_id or None,
     )
 
 

@@ -185,7 +185,7 @@ class Beat:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build it from plain values; further keys are passed over."""
-        known = {field.name for field in fields(cls)}
+        known = cls.__dataclass_fields__
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def to_dict(self) -> dict[str, Any]:

@@ -92,7 +92,6 @@ class WorkerLine:
 
     where: str  # host:pid
     state: str  # idle, busy, suspended, gone
-    job_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,17 +400,15 @@ def _server(bench: Workbench) -> str:
 
 def _workers(bench: Workbench) -> Iterator[WorkerLine]:
     """Tell of the workers: locally by their locks, which a crash releases, else by the server."""
-    registered = bench.queue.workers() or []
     if bench.uses_own_server:
-        for one in registered:
+        for one in bench.queue.workers() or []:
             where = f"{one.host}:{one.pid}" if one.host else one.name
-            yield WorkerLine(where=where, state=one.state, job_id=one.job_id)
+            yield WorkerLine(where=where, state=one.state)
         return
-    jobs = {one.pid: one.job_id for one in registered}
     for slot in embedded.worker_slots(bench.paths):
         pid, busy = slot.pid(), embedded.is_held(slot.busy)
         if pid is not None:
-            where, state = f"{platform.node()}:{pid}", "busy" if busy else "idle"
-            yield WorkerLine(where=where, state=state, job_id=jobs.get(pid))
+            state = "busy" if busy else "idle"
+            yield WorkerLine(where=f"{platform.node()}:{pid}", state=state)
         elif busy:  # its job goes on without it
-            yield WorkerLine(where=slot.lock.stem, state="gone", job_id=None)
+            yield WorkerLine(where=slot.lock.stem, state="gone")

@@ -10,8 +10,8 @@ kernel to page, all but ``ack`` by the hub's thread
     ``{kind: "card", view, state}``: the message of a run card, for the run that is open.
     ``{kind: "ack", id, ok, reason}`` answers every message of the page.
 page to kernel, nothing else
-    ``{kind: "hello", id, seq}``: somebody looks, and has heard of ``seq``; any other number
-    than the newest is answered by a ``full``.
+    ``{kind: "hello", id, seq}``: somebody looks, and has heard of ``seq``. Answered by a
+    ``full`` if that is -1 (something is missing), or older than what was sent a while ago.
     ``{kind: "act", id, name, run_id}``: launch, cancel or resume.
     ``{kind: "open", id, view, run_id}``: the run whose card this view of the page shows;
     null: none.
@@ -20,6 +20,7 @@ page to kernel, nothing else
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -36,6 +37,8 @@ from extraction_kit.widgets.source import ListSource
 log = logging.getLogger(__name__)
 
 FIELDS = tuple(field.name for field in fields(RunLine))
+LATE_S = 3.0
+"""A message may be on its way for so long."""
 MAX_OPEN = 8
 """Views of one dashboard that may show a card at the same time."""
 
@@ -75,8 +78,10 @@ class RunBoard:
         self.push = push
         self._source, self._hub, self._select = source, hub, select
         self._seq = 0
+        self._on_their_way: deque[tuple[float, int]] = deque()  # (when sent, seq)
+        self._arrived = 0  # the page must have heard of this one by now
         self._revision = 0
-        self._rows: dict[str, list[Any]] = {}  # as the page has them
+        self._lines: dict[str, RunLine] = {}  # as the page has them
         self._health: Message | None = None
         self._note: str | None = None
         self._ticked_at = self._sent_at = float("-inf")
@@ -87,8 +92,7 @@ class RunBoard:
     def full(self, pace: Pace) -> Message:
         """Read, and return everything; the page needs nothing older than this."""
         self._revision = self._source.overview.read()
-        lines = self._source.overview.lines
-        self._rows = {run_id: row(line) for run_id, line in lines.items()}
+        self._lines = dict(self._source.overview.lines)
         self._health = safe(self._source.overview.health.to_dict())
         self._note = None
         return self._numbered(
@@ -96,7 +100,7 @@ class RunBoard:
             beat_s=pace.beat_s,
             home=safe("/".join(self._source.overview.home.parts[-2:])),
             fields=list(FIELDS),
-            rows=list(self._rows.values()),
+            rows=[row(line) for line in self._lines.values()],
             health=self._health,
         )
 
@@ -124,9 +128,9 @@ class RunBoard:
         rows, gone = {}, []
         for run_id, line in changed.items():
             if line is None:
-                if self._rows.pop(run_id, None) is not None:
+                if self._lines.pop(run_id, None) is not None:
                     gone.append(run_id)
-            elif difference := self._difference(run_id, row(line)):
+            elif difference := self._difference(run_id, line):
                 rows[run_id] = difference
         health = safe(overview.health.to_dict())
         said = None if _alike(health, self._health) else health
@@ -137,13 +141,14 @@ class RunBoard:
             return None
         return self._numbered(kind="delta", rows=rows, gone=gone, health=said)
 
-    def _difference(self, run_id: str, new: list[Any]) -> Message:
-        old = self._rows.get(run_id)
-        self._rows[run_id] = new
-        if old is None:
-            return dict(zip(FIELDS, new, strict=True))
-        pairs = zip(FIELDS, old, new, strict=True)
-        return {name: value for name, before, value in pairs if value != before}
+    def _difference(self, run_id: str, new: RunLine) -> Message:
+        old = self._lines.get(run_id)
+        self._lines[run_id] = new
+        now = {name: getattr(new, name) for name in FIELDS}
+        if old is not None:  # most of a line never changes: only what did is made safe
+            now = {name: one for name, one in now.items() if one != getattr(old, name)}
+        told: Message = safe(now)
+        return told
 
     def _trouble(self, note: str) -> Message | None:
         note = safe(note)
@@ -153,13 +158,19 @@ class RunBoard:
         return self._numbered(kind="delta", rows={}, gone=[], health=None)
 
     def _any_active(self) -> bool:
-        at = FIELDS.index("state")
-        return any(one[at] in ACTIVE for one in self._rows.values())
+        return any(one.state in ACTIVE for one in self._lines.values())
 
     def _numbered(self, **content: Any) -> Message:  # noqa: ANN401 - JSON values
         self._seq += 1
         self._sent_at = time.monotonic()
+        self._on_their_way.append((self._sent_at, self._seq))
+        self._settle()
         return content | {"seq": self._seq, "now": time.time(), "note": self._note}
+
+    def _settle(self) -> None:
+        late = time.monotonic() - LATE_S
+        while self._on_their_way and self._on_their_way[0][0] <= late:
+            self._arrived = self._on_their_way.popleft()[1]
 
     # --- what the page asks ---------------------------------------------------------------
 
@@ -193,7 +204,9 @@ class RunBoard:
         }
 
     def _hello(self, message: Mapping[str, Any]) -> tuple[bool, str]:
-        if message.get("seq") != self._seq:
+        self._settle()
+        seq = message.get("seq")
+        if type(seq) is not int or not self._arrived <= seq <= self._seq or seq < 0:
             self._hub.wake(self)
         return True, ""
 
@@ -236,7 +249,7 @@ class RunBoard:
         run_ids = message.get("run_ids")
         if not isinstance(run_ids, list):
             return False, f"run_ids={run_ids!r}: a list of ids is allowed"
-        self._select([run_id for run_id in run_ids if run_id in self._rows])
+        self._select([run_id for run_id in run_ids if run_id in self._lines])
         return True, ""
 
 

@@ -99,11 +99,11 @@ function fact({ text, tone, title }) {
   return attrs(el("span", "xk-fact", mark, text), { "data-tone": tone, title });
 }
 
+// The card speaks of `run`: the first line makes it.
 function codeFor(row) {
-  const run = `ws.run("${row.run_id}")`;
-  if (row.state === "completed") return [`${run}.browse()`, `${run}.features().df()`];
-  if (active(row)) return [`await ${run}`];
-  return [`${run}.resume()`, `print(${run}.explain())`];
+  const run = `run = ws.run("${row.run_id}")`;
+  if (row.state === "completed") return [run, "run.browse()"];
+  return active(row) ? [run, "await run"] : [run, "run.resume()", "print(run.explain())"];
 }
 
 // --- the card of the run that is open --------------------------------------------------------
@@ -166,7 +166,7 @@ function dashboardParts() {
 function render({ model, el: host, signal }) {
   const ui = dashboardParts();
   host.append(ui.root);
-  const store = makeStore(() => hello());
+  const store = makeStore(() => hello(-1));
   const look = { sort: { key: "run", down: true }, states: new Set(), attention: false, words: [], grouped: false, collapsed: new Set() };
   const selected = new Set();
   const pending = new Map(); // run id -> {id, name, at}
@@ -189,12 +189,13 @@ function render({ model, el: host, signal }) {
 
   // --- talking to the kernel --------------------------------------------------------------
 
-  function hello() {
+  function hello(seq = store.seq) {
     clearTimeout(greeting);
     if (document.visibilityState === "hidden") return;
-    if (!post(model, { kind: "hello", id: randomId(), seq: store.seq })) return;
-    greeting = setTimeout(hello, HELLO_MS);
+    if (!post(model, { kind: "hello", id: randomId(), seq })) return;
+    greeting = setTimeout(() => hello(), HELLO_MS);
   }
+  const looked = () => hello();
 
   function ask(name, runIds) {
     answers = [];
@@ -418,7 +419,7 @@ function render({ model, el: host, signal }) {
     const done = rows.filter((row) => row.state === "completed");
     const lines = rows.length === 2 && done.length === 2
       ? [`ws.compare("${rows[0].run_id}", "${rows[1].run_id}")`]
-      : rows.length === 1 ? codeFor(rows[0]).slice(0, 1) : [];
+      : done.length === 1 && rows.length === 1 ? [`ws.run("${rows[0].run_id}").browse()`] : [];
     fill(ui.code, lines.length ? lines : null, () => lines.map(snippet));
   }
 
@@ -625,7 +626,7 @@ function render({ model, el: host, signal }) {
   }
 
   model.on("msg:custom", received);
-  document.addEventListener("visibilitychange", hello);
+  document.addEventListener("visibilitychange", looked);
   const ticking = setInterval(second, 1000);
   received(model.get("state"));
   hello();
@@ -635,7 +636,7 @@ function render({ model, el: host, signal }) {
     clearTimeout(typing);
     cancelAnimationFrame(frame);
     sized.disconnect();
-    document.removeEventListener("visibilitychange", hello);
+    document.removeEventListener("visibilitychange", looked);
     model.off("msg:custom", received);
     if (open) post(model, { kind: "open", id: randomId(), view: ui.id, run_id: null });
     open?.stop?.();

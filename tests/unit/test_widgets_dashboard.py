@@ -13,7 +13,7 @@ from extraction_kit.lifecycle import RunState
 from extraction_kit.overview import Overview
 from extraction_kit.reconcile import beat_key, progress_key
 from extraction_kit.run import Watcher
-from extraction_kit.widgets import dashboard_static
+from extraction_kit.widgets import board, dashboard_static
 from extraction_kit.widgets.board import FIELDS, RunBoard
 from extraction_kit.widgets.dashboard import Dashboard
 from extraction_kit.widgets.hub import Hub, Pace
@@ -88,6 +88,18 @@ def page(source):
     made = Page(source)
     yield made
     made.leave()
+
+
+def set_error(written, run_id, error):
+    """Write another error, and that the run has changed."""
+    with written.bench.store.write() as connection:
+        connection.exec_driver_sql(
+            "UPDATE runs SET error = ? WHERE run_id = ?", (error, run_id)
+        )
+        connection.exec_driver_sql(
+            "UPDATE events SET change = (SELECT max(change) + 1 FROM events) WHERE run_id = ?",
+            (run_id,),
+        )
 
 
 def rows_of(full):
@@ -226,19 +238,31 @@ def test_a_change_is_sent_as_the_fields_that_changed(written, page):
     assert page.tick() == []
 
 
-def test_messages_are_numbered_and_a_gap_is_filled_with_everything(written, page):
+def test_messages_are_numbered_and_a_gap_is_filled_with_everything(
+    written, page, monkeypatch
+):
     run_id = written.ids("extracting")[0]
     numbers = [page.first["seq"]]
     for step in range(3):
         written.beat(run_id, 2 + step, 600_000 + step)
         numbers += [message["seq"] for message in page.tick()]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert page.ask(kind="hello", seq=numbers[-1])["ok"]
+    monkeypatch.setattr(page.hub, "attend", lambda _: None)  # the test ticks, no thread
+    page.ask(kind="hello", seq=numbers[-1])
     assert page.tick() == []
     page.ask(kind="hello", seq=numbers[-1] - 1)
+    assert page.tick() == []  # the last one may be on its way
+    page.ask(kind="hello", seq=-1)
     (message,) = page.tick()
     assert message["kind"] == "full"
     assert rows_of(message)[run_id]["n_tokens_done"] == 600_002
+    monkeypatch.setattr(board, "LATE_S", 0.0)
+    page.ask(kind="hello", seq=message["seq"])
+    assert page.tick() == []
+    for wrong in (-1, 1, None, "1", message["seq"] + 9):
+        page.ask(kind="hello", seq=wrong)
+        (message,) = page.tick()
+        assert message["kind"] == "full"
 
 
 def test_nobody_looking_costs_a_look_now_and_then(written, source):
@@ -289,6 +313,13 @@ def test_text_of_the_ledger_is_tame_before_it_leaves(tmp_path):
     assert HOSTILE[0] in text  # the page shows it as text
     assert "\u202e" not in text
     assert "\u2066" not in text
+    failed = written.ids("failed")[0]
+    page.tick()
+    service.cancel(written.bench, written.ids("queued")[0])  # the cursor moves
+    set_error(written, failed, HOSTILE[2])
+    text = json.dumps([page.tick(), page.tick()], ensure_ascii=False)
+    assert "ltr" in text
+    assert "\u202e" not in text
 
 
 # --- the hub ------------------------------------------------------------------------------
@@ -297,8 +328,10 @@ def test_text_of_the_ledger_is_tame_before_it_leaves(tmp_path):
 def test_the_hub_notices_a_run_of_another_process_while_nothing_runs(tmp_path):
     lab = Lab(tmp_path / "ws")
     lab.completed("first")
-    page = Page(lab.ws._watcher)
+    # looked at, it is as quick as with active runs: only `viewed_s` is short
+    page = Page(lab.ws._watcher, Pace(viewed_s=0.05, resting_s=60.0, unviewed_s=60.0))
     page.hub.attend(page.board)
+    page.ask(kind="hello", seq=1)
     new = lab.begun(lab.content("second"))  # a second connection, as another kernel has
     message = page.await_("delta", lambda one: new in one["rows"])
     assert message["rows"][new]["state"] == "extracting"
@@ -459,6 +492,7 @@ def test_a_long_ledger_is_cut_and_says_how_to_see_the_rest(tmp_path):
 
 def test_static_html_shows_hostile_text_as_text(tmp_path):
     written = write_runs(tmp_path / "ws", 12, names=HOSTILE, per_training=1)
+    set_error(written, written.ids("failed")[0], HOSTILE[0])
     overview = Overview(written.bench)
     overview.read()
     seen = Texts(dashboard_static.html(overview.lines))
