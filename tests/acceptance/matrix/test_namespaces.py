@@ -51,7 +51,7 @@ def worker_elsewhere(stage):
         yield process
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def test_a_worker_in_another_pid_namespace_is_judged_by_its_beats_alone(
@@ -75,7 +75,7 @@ def test_a_worker_in_another_pid_namespace_is_judged_by_its_beats_alone(
             time.sleep(0.1)
 
         worker.kill()  # and with it, the kernel ends the whole namespace
-        worker.wait(timeout=10)
+        worker.wait(timeout=60)
         until(lambda: not worker_alive(stage.bench.paths), "its locks to be free")
     stage.rested = stage.settle()
     assert "no sign of life" in stage.record().error

@@ -58,7 +58,7 @@ class Zygote:
     def close(self):
         """End the zygote; what it started lives on."""
         self._process.stdin.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)
         self._process.stdout.close()
 
     def _answer(self):
