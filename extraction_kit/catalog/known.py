@@ -17,12 +17,13 @@ import pyarrow as pa
 from extraction_kit.catalog.arrays import Rows, rows_table
 from extraction_kit.catalog.indexes import INDEXED, Index, read_index, select_indexed
 from extraction_kit.catalog.relations import (
+    FILES,
     VIEWS,
     CatalogRows,
     make_labels,
-    make_macros,
     make_table,
     make_view,
+    name_views,
     select_of,
     with_labels,
 )
@@ -39,10 +40,6 @@ LATER = (EVENTS, *VIEWS)
 
 _BY_NAME = re.compile(r"query(_table)?\s*\(")
 """Functions of DuckDB to which the name of a relation is a value."""
-
-
-_FILES = "files"
-"""Schema of the views that name the files; those without a schema only read them."""
 
 
 _FEW = 100
@@ -167,7 +164,7 @@ class Known:
                     make_table(connection, table, self._rows.events)
                 else:
                     select = with_labels(table, self._select(table, now.index), self._rows)
-                    make_view(connection, table, select, schema=_FILES)
+                    make_view(connection, table, select, schema=FILES)
                 self._made[table] = now
 
     def _named(self, query: str) -> set[str]:
@@ -200,11 +197,10 @@ class Known:
 
 
 def _make_names(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute(f"CREATE SCHEMA {_FILES}")
+    connection.execute(f"CREATE SCHEMA {FILES}")
     for table in VIEWS:
-        make_view(connection, table, "", schema=_FILES)
-        make_view(connection, table, f"FROM {_FILES}.{table.name}")
-    make_macros(connection)
+        make_view(connection, table, "", schema=FILES)
+    name_views(connection)
 
 
 def _absent(folders: Mapping[str, Path | str]) -> dict[str, str]:

@@ -42,16 +42,20 @@ def labelled(features: str, *, has_labels: bool) -> str:
 
     Notes
     -----
+    The tables of the ledger are named with their schema: the view may stand in another one,
+    of a database that somebody attaches under another name.
+
     Both sides are grouped by what they are joined on: DuckDB 2 then sees that a join adds no
     row, and leaves it out of a query that names neither label nor description.
     """
     if not has_labels:
         nothing = ", ".join(f"NULL::{c.type} AS {c.name}" for c in LABEL_COLUMNS)
         return f"SELECT *, {nothing} FROM ({features})"  # noqa: S608 - our own names
-    sae = f"SELECT run_id, any_value(sae_digest) AS sae_digest FROM {RUNS.name} GROUP BY run_id"  # noqa: S608 - as above
+    runs, labels = f"main.{RUNS.name}", f"main.{LABELS.name}"
+    sae = f"SELECT run_id, any_value(sae_digest) AS sae_digest FROM {runs} GROUP BY run_id"  # noqa: S608 - as above
     said = (
         "SELECT sae_digest, feature, any_value(name) AS label, "  # noqa: S608 - as above
-        f"any_value(description) AS description FROM {LABELS.name} GROUP BY sae_digest, feature"
+        f"any_value(description) AS description FROM {labels} GROUP BY sae_digest, feature"
     )
     return (
         f"SELECT found.*, said.label, said.description FROM ({features}) AS found "  # noqa: S608 - as above

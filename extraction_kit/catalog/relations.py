@@ -79,6 +79,8 @@ _TOKENIZER = _Key(
 
 VIEWS = (*RESULT_TABLES, PEAKS, CONTEXTS, VOCAB)
 """What is read from files when it is asked for."""
+FILES = "files"
+"""Schema of the views that name the files; those without a schema only read them."""
 
 
 def columns_of(table: Table) -> tuple[Column, ...]:
@@ -108,14 +110,25 @@ def populate(
         for table in LEDGER_TABLES:
             make_table(connection, table, getattr(rows, table.name))
         make_labels(connection)
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {FILES}")
         for table in VIEWS:
-            query = select_of(table, rows, careful=careful)
-            make_view(connection, table, with_labels(table, query, rows))
-        make_macros(connection)
+            query = with_labels(table, select_of(table, rows, careful=careful), rows)
+            make_view(connection, table, query, schema=FILES)
+        name_views(connection)
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def name_views(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make or replace the views without a schema, with comments, and the macros.
+
+    Each comment copies its view: with the names of ten thousand files in it that takes long.
+    """
+    for table in VIEWS:
+        make_view(connection, table, f"FROM {FILES}.{table.name}")
+    make_macros(connection)
 
 
 def make_macros(connection: duckdb.DuckDBPyConnection) -> None:
@@ -152,8 +165,7 @@ def make_view(
 ) -> None:
     """Make or replace a view; without a query it is empty.
 
-    It has comments unless it is in a schema of its own: each comment copies the view, with
-    the names of ten thousand files.
+    It has comments unless it is in a schema: see `name_views`.
     """
     columns = columns_of(table)
     if not query:
