@@ -39,6 +39,7 @@ from extraction_kit.results import ExtractionResult, result_digest
 
 MANIFEST = "manifest.json"
 ROW_GROUP = 8192
+_ROW_GROUPS = {HISTOGRAMS.file: 1024}  # rows of 162 numbers, of which one is asked at a time
 _ARROW = {
     FEATURES: features_table,
     HISTOGRAMS: histograms_table,
@@ -100,7 +101,7 @@ def _write_table(path: Path, table: pa.Table) -> dict[str, Any]:
             table,
             temporary,
             compression="zstd",
-            row_group_size=ROW_GROUP,
+            row_group_size=_ROW_GROUPS.get(path.name, ROW_GROUP),
             **_encodings(table.schema),
         )
 
