@@ -5,7 +5,7 @@ right and every number wrong. They show in the fraction of variance unexplained 
 always by themselves: an SAE one layer off may still explain most of what it reads. So the
 usual mistakes are undone one at a time on the same tokens, and if one of them explains clearly
 more, it is named. What costs a copy of the weights, or the layers above, is tried only where
-the FVU is doubtful.
+the FVU is doubtful; the layers above also where the SAE's files name another hookpoint.
 """
 
 import math
@@ -199,7 +199,9 @@ def _diagnosed(parts: Parts, batch: Batch, found: Preflight, *, costly: bool) ->
     tried = [
         *_normalisations(parts, batch, x, target=target),
         *_starts(parts, batch),
-        *_places(parts, batch, target, everywhere=costly),
+        *_places(
+            parts, batch, target, everywhere=costly or _is_contradicted(parts.training)
+        ),
     ]
     if costly:
         tried += _readings(parts, batch, x, target=target)
@@ -215,6 +217,11 @@ def _diagnosed(parts: Parts, batch: Batch, found: Preflight, *, costly: bool) ->
     return replace(
         found, likely_cause=cause, tried={each.cause: each.fvu for each in shown}
     )
+
+
+def _is_contradicted(training: Training) -> bool:
+    """Tell whether the SAE's files name another hookpoint than the one that a person chose."""
+    return training.sae.hook_name not in {None, training.hookpoint.hook_name}
 
 
 def _normalisations(

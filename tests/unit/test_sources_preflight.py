@@ -116,6 +116,16 @@ def test_a_wrong_layer_is_named_with_the_right_one(run, train, layer):
     assert f"reads at {hook_name!r}" in said
 
 
+def test_a_layer_that_contradicts_the_files_is_compared_with_theirs_whatever_the_fvu(
+    run, train, monkeypatch
+):
+    monkeypatch.setattr(
+        preflight, "DOUBTFUL_FVU", 10.0
+    )  # as where a neighbour explains much
+    with pytest.raises(BadSae, match="Likely cause: wrong layer"):
+        run(train("right"), hook_name="blocks.0.hook_resid_post")
+
+
 def test_a_norms_output_instead_of_the_residual_stream_is_a_wrong_place(run, train):
     with pytest.raises(BadSae, match=r"Likely cause: wrong (place|layer)"):
         run(train("right"), hook_name="model.layers.1.post_attention_layernorm")
