@@ -39,9 +39,7 @@ from extraction_kit.results import ExtractionResult, result_digest
 
 MANIFEST = "manifest.json"
 ROW_GROUP = 8192
-_ROW_GROUPS = {
-    HISTOGRAMS.file: 1024
-}  # rows of 162 numbers, of which one is asked at a time
+_ROW_GROUPS = {HISTOGRAMS.file: 1024}  # 162 numbers per row, and one row is asked for
 _ARROW = {
     FEATURES: features_table,
     HISTOGRAMS: histograms_table,
