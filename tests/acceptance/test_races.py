@@ -48,7 +48,9 @@ def test_fifty_processes_launch_the_same_thing_at_once_ten_times_and_each_runs_o
         assert run.state is RunState.COMPLETED, run.explain()
         assert run.view.training_id == task["training_id"]
         kinds = Counter(stage.kinds(run))
-        assert (kinds["launched"], kinds["claim"], kinds["complete"]) == (1, 1, 1)
+        # recorded by its worker, or by who looks between its publication and its record
+        recorded = kinds["complete"] + kinds["adopt"]
+        assert (kinds["launched"], kinds["claim"], recorded) == (1, 1, 1)
         assert kinds["duplicate delivery"] == 0, "the queue had its job twice"
         assert run.view.attempt == 1
     assert len(stage.ws.views()) == N_TIMES
