@@ -21,9 +21,9 @@ from extraction_kit.status import (
     checkpoint_tokens,
     cursor,
     damage_by_run,
-    short,
     tokens_done,
 )
+from extraction_kit.views import short
 from extraction_kit.workbench import Workbench
 
 log = logging.getLogger(__name__)

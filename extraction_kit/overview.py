@@ -23,6 +23,7 @@ from extraction_kit.ledger.records import TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat, BeatFiles, Observations
 from extraction_kit.reconcile import beat_key, progress_key, progress_of
+from extraction_kit.views import short
 from extraction_kit.workbench import Workbench
 
 _SHARE = 0.01
@@ -79,7 +80,7 @@ class _Subject:
     def of(cls, training: TrainingRecord) -> Self:
         spec = training.spec
         return cls(
-            model="/".join(Path(spec["model"]["source"]).parts[-2:]),
+            model=short(spec["model"]["source"]),
             hook_name=spec["hookpoint"]["hook_name"],
             architecture=spec["sae"]["architecture"],
             d_sae=spec["sae"]["d_sae"],

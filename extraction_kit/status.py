@@ -7,7 +7,6 @@ action are made by :mod:`extraction_kit.reconcile`.
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from extraction_kit import disk, embedded, refusals
@@ -18,7 +17,7 @@ from extraction_kit.ledger.records import RunRecord, TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat, lasting
 from extraction_kit.service import read_run
-from extraction_kit.views import Happening, RunView
+from extraction_kit.views import Happening, RunView, short
 from extraction_kit.workbench import Workbench
 
 
@@ -112,11 +111,6 @@ def _view(
         findings=tuple(_findings(bench, run, working)),
         advice=_advice(run, checkpoint),
     )
-
-
-def short(source: str) -> str:
-    """Return a Hub id as it is, of a folder's path the last two names."""
-    return "/".join(Path(source).parts[-2:])
 
 
 def _shown(beat: Beat | None, summary: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON

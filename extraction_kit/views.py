@@ -2,9 +2,15 @@
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any
 
 from extraction_kit.lifecycle import RunState
+
+
+def short(source: str) -> str:
+    """Return a Hub id as it is, of a folder's path the last two names."""
+    return "/".join(PurePath(source).parts[-2:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from typing import Any
 from extraction_kit.errors import ExtractionKitError
 from extraction_kit.lifecycle import ACTIVE
 from extraction_kit.overview import RunLine
+from extraction_kit.views import short
 from extraction_kit.widgets.card import act
 from extraction_kit.widgets.display import read_details
 from extraction_kit.widgets.hub import Hub, Pace, Watch
@@ -98,7 +99,7 @@ class RunBoard:
         return self._numbered(
             kind="full",
             beat_s=pace.beat_s,
-            home=safe("/".join(self._source.overview.home.parts[-2:])),
+            home=safe(short(str(self._source.overview.home))),
             fields=list(FIELDS),
             rows=[row(line) for line in self._lines.values()],
             health=self._health,

@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
-from pathlib import PurePath
 from typing import Any
 
 from extraction_kit.lifecycle import ACTIVE, RunState
-from extraction_kit.views import Happening, RunView
+from extraction_kit.views import Happening, RunView, short
 from extraction_kit.widgets import words
 
 # White text on each has a contrast of at least 4.5.
@@ -195,7 +194,7 @@ def _completed(view: RunView, *, reproducible: bool) -> Iterable[str]:
     if not reproducible:
         words_.append(f"launched by {isolated(view.created_by)}")
     if view.results_dir:
-        folder = "/".join(PurePath(view.results_dir).parts[-2:])
+        folder = short(view.results_dir)
         words_.append(f"results in {_code(folder if reproducible else view.results_dir)}")
     yield _line(" · ".join(words_))
     again = f'run = ws.launch("{view.training_id}", ..., generation={view.generation + 1})'
