@@ -326,9 +326,9 @@ class BoardStub(Stub):
     answers: list[Any] = field(default_factory=list)
     loses: Callable[[Any], bool] = lambda _: False  # a message that never arrives
 
-    def answer(self, message: Any) -> Any:
+    def answer(self, message: Any) -> list[Any]:
         self.answers.append(self.board.answer(message))
-        return self.answers[-1]
+        return [one for one in self.answers[-1:] if one is not None]
 
     def let_through(self) -> None:
         with suppress(queue.Empty):
