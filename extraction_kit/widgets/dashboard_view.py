@@ -13,8 +13,7 @@ from extraction_kit.widgets.board import RunBoard
 from extraction_kit.widgets.routing import without_parent
 from extraction_kit.widgets.source import ListSource
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
-PARTS = ("card", "dashboard_table", "dashboard")
+PARTS = ("card", "dashboard_table", "dashboard_parts", "dashboard")
 """Files of the page, the widget's own last: an open run is shown by a run card."""
 
 
@@ -54,4 +53,4 @@ def live(source: ListSource, select: Callable[[Sequence[str]], None]) -> dict[st
         hub.attend(board)
     except RuntimeError:  # JupyterLite: the static table says what is so
         return {}
-    return {WIDGET: {"version_major": 2, "version_minor": 0, "model_id": view.model_id}}
+    return assets.live(view.model_id)

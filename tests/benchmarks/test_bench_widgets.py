@@ -15,12 +15,9 @@ from extraction_kit.catalog.publish import MANIFEST
 from extraction_kit.ledger import events
 from extraction_kit.lifecycle import ACTIVE, RunState
 from extraction_kit.widgets.feature_list import FeatureList, peak_tokens
-from tests.browser.conftest import (  # noqa: F401 - fixtures, and where things are
-    ROOT,
-    chromium,
-    lab_server,
-    notebook,
-)
+from tests.browser.conftest import chromium  # noqa: F401 - a fixture
+from tests.browser.lab import lab_server, notebook  # noqa: F401 - fixtures
+from tests.browser.pages import ROOT
 from tests.many_runs import MIXED, write_runs
 from tests.results_to_browse import Shape, write_result
 

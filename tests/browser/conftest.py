@@ -1,58 +1,27 @@
-"""Chromium, the card in a stub page, and a JupyterLab of its own."""
+"""What the tests of the widgets are given: Chromium, a widget in a stub page, a JupyterLab."""
 
-import json
-import os
 import queue
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from extraction_kit.lifecycle import RunState
 from extraction_kit.views import Happening, RunView
 from extraction_kit.widgets import dashboard_view, payload
-from extraction_kit.widgets.assets import css, esm
 from extraction_kit.widgets.board import RunBoard
 from extraction_kit.widgets.browser import FeatureBrowser
 from extraction_kit.widgets.browser_view import FILES
 from extraction_kit.widgets.hub import Hub, Pace
+from tests.browser.lab import lab_server, notebook  # noqa: F401 - fixtures
+from tests.browser.pages import FLAGS, SCREENSHOTS, chromium_path, listen, serve
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-SCREENSHOTS = ROOT / "build" / "screenshots"
-THEMES = Path(sys.prefix) / "share" / "jupyter" / "lab" / "themes" / "@jupyterlab"
-STYLES = {"dashboard": ("card", "dashboard")}
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-TOKEN = "t"  # noqa: S105 - of a server that lives for one test run on the loopback
 T0 = datetime(2026, 11, 23, 21, 16, tzinfo=UTC)
-
-
-def chromium_path() -> str:
-    """A browser that is not there fails in CI and is a named skip elsewhere."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        found = shutil.which(name)
-        if found:
-            return found
-    reason = "no Chromium on PATH: apt-get install chromium"
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -192,50 +161,6 @@ class Stub:
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
 
 
-def _theme(name: str) -> str:
-    if name == "none":
-        return ""
-    return (THEMES / f"theme-{name}-extension" / "index.css").read_text()
-
-
-def _serve(
-    theme: str, trouble: list[str], widget: tuple[str, ...]
-) -> Callable[[Route], None]:
-    files = {
-        "": ("text/html", (HERE / "stub.html").read_text),
-        "theme.css": ("text/css", lambda: _theme(theme)),
-        "widget.js": ("text/javascript", lambda: esm(*widget)),
-        "widget.css": ("text/css", lambda: css(*STYLES.get(widget[-1], widget[-1:]))),
-    }
-
-    def answer(route: Route) -> None:
-        address = urlsplit(route.request.url)
-        name = address.path.lstrip("/")
-        if address.hostname != "xk.test":
-            if address.scheme != "data":
-                trouble.append(f"external request: {route.request.url}")
-            route.abort()
-        elif name in files:
-            kind, read = files[name]
-            route.fulfill(body=read(), content_type=kind)
-        elif name.endswith((".svg", ".woff2", ".woff")):
-            route.fulfill(body="", content_type="image/svg+xml")  # of the theme's icons
-        else:
-            trouble.append(f"unknown file asked for: {name}")
-            route.abort()
-
-    return answer
-
-
-def _listen(page: Page, trouble: list[str]) -> None:
-    def console(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            trouble.append(f"console: {message.text}")
-
-    page.on("pageerror", lambda error: trouble.append(f"page error: {error}"))
-    page.on("console", console)
-
-
 @pytest.fixture
 def stub(chromium: Browser) -> Iterator[Callable[..., Stub]]:
     """A function that opens a card; any page error or outside request fails the test."""
@@ -249,8 +174,8 @@ def stub(chromium: Browser) -> Iterator[Callable[..., Stub]]:
         context = chromium.new_context(viewport={"width": width, "height": 100}, **options)
         made = Stub(context.new_page())
         opened.append(made)
-        _listen(made.page, made.trouble)
-        made.page.route("**/*", _serve(theme, made.trouble, ("card",)))
+        listen(made.page, made.trouble)
+        made.page.route("**/*", serve(theme, made.trouble, ("card",)))
         made.page.clock.install(time=more.pop("clock", T0 + timedelta(seconds=19)))
         made.page.goto("http://xk.test/")
         made.page.wait_for_function("window.ready === true")
@@ -279,8 +204,8 @@ def shown(chromium: Browser) -> Iterator[Callable[..., Stub]]:
         )
         made = Stub(context.new_page())
         opened.append(made)
-        _listen(made.page, made.trouble)
-        made.page.route("**/*", _serve(theme, made.trouble, FILES))
+        listen(made.page, made.trouble)
+        made.page.route("**/*", serve(theme, made.trouble, FILES))
         told: list[dict[str, Any]] | None = None  # while a question is answered
 
         def kernel(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -383,8 +308,8 @@ def dashboard(chromium: Browser) -> Iterator[Callable[..., BoardStub]]:
         )
         made = BoardStub(context.new_page(), hub=Hub(pace))
         opened.append(made)
-        _listen(made.page, made.trouble)
-        made.page.route("**/*", _serve(theme, made.trouble, dashboard_view.PARTS))
+        listen(made.page, made.trouble)
+        made.page.route("**/*", serve(theme, made.trouble, dashboard_view.PARTS))
         made.board = RunBoard(source, made.hub, push=made.pushed.put, select=select)
         made.page.expose_function("kernel", made.answer)
         made.page.goto("http://xk.test/")
@@ -398,182 +323,4 @@ def dashboard(chromium: Browser) -> Iterator[Callable[..., BoardStub]]:
     for made in opened:
         made.board.heard_at = float("-inf")  # the hub forgets it
         made.page.context.close()
-    assert [line for made in opened for line in made.trouble] == []
-
-
-# --- tier 2: a JupyterLab of its own --------------------------------------------------------
-
-LAB_OVERRIDES = {
-    "@jupyterlab/apputils-extension:notification": {
-        "fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True,
-    },
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
-}  # fmt: skip
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@dataclass
-class LabServer:
-    """A running JupyterLab; `root` is the folder that it shows."""
-
-    url: str
-    root: Path
-
-    def ask(self, path: str, method: str = "GET") -> Any:
-        request = urllib.request.Request(  # noqa: S310 - our own server
-            f"{self.url}{path}", method=method, headers={"Authorization": f"token {TOKEN}"}
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            body = answer.read()
-        return json.loads(body) if body else None
-
-    def stop_kernels(self) -> None:
-        for session in self.ask("/api/sessions"):
-            with suppress(urllib.error.HTTPError):  # its kernel ended by itself
-                self.ask(f"/api/sessions/{session['id']}", "DELETE")
-
-
-def _lab_environment(home: Path) -> dict[str, str]:
-    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
-             "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")  # fmt: skip
-    folders = {name: str(home / name.lower()) for name in names}
-    config = Path(folders["JUPYTER_CONFIG_DIR"]) / "labconfig"
-    config.mkdir(parents=True)
-    (config / "default_setting_overrides.json").write_text(json.dumps(LAB_OVERRIDES))
-    clean = {
-        name: text for name, text in os.environ.items() if "EXTRACTION_KIT" not in name
-    }
-    return clean | folders | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-
-
-@contextmanager
-def _lab(home: Path, root: Path) -> Iterator[LabServer]:
-    port = _free_port()
-    command = [
-        sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser",
-        "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-        f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}",
-        "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
-    ]  # fmt: skip
-    server = LabServer(f"http://127.0.0.1:{port}", root)
-    with (
-        (home / "lab.log").open("wb") as log,
-        subprocess.Popen(
-            command, env=_lab_environment(home), stdout=log, stderr=log, cwd=root
-        ) as process,
-    ):
-        deadline = time.monotonic() + 60
-        while True:
-            assert process.poll() is None, (home / "lab.log").read_text()
-            assert time.monotonic() < deadline, "JupyterLab did not answer within 60 s"
-            try:
-                server.ask("/api/status")
-                break
-            except OSError:
-                time.sleep(0.1)
-        try:
-            yield server
-        finally:
-            server.stop_kernels()
-            process.terminate()
-            process.wait(20)
-
-
-@pytest.fixture(scope="session")
-def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    chromium_path()
-    home = tmp_path_factory.mktemp("jupyter")
-    with _lab(home, tmp_path_factory.mktemp("notebooks")) as server:
-        yield server
-
-
-def _notebook(cells: list[str]) -> dict[str, Any]:
-    return {
-        "nbformat": 4,
-        "nbformat_minor": 5,
-        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-        "cells": [
-            {"cell_type": "code", "id": f"cell-{i}", "metadata": {}, "source": source,
-             "outputs": [], "execution_count": None}
-            for i, source in enumerate(cells)
-        ],
-    }  # fmt: skip
-
-
-IDLE = """() => {
-    const panel = window.jupyterapp?.shell.currentWidget;
-    return panel?.context?.isReady && panel.sessionContext.isReady
-        && panel.sessionContext.session?.kernel?.status === 'idle';
-}"""
-
-
-@dataclass
-class Notebook:
-    """One notebook in its own browser page."""
-
-    page: Page
-    server: LabServer
-    name: str
-    trouble: list[str] = field(default_factory=list)
-
-    def open(self) -> None:
-        address = f"{self.server.url}/doc/tree/{self.name}?token={TOKEN}&reset"
-        self.page.goto(address, timeout=60_000)
-        self.page.wait_for_function(IDLE, timeout=60_000)
-
-    def command(self, name: str) -> None:
-        """Execute a JupyterLab command and wait for its end."""
-        self.page.evaluate("(name) => window.jupyterapp.commands.execute(name)", name)
-
-    def start(self, name: str) -> None:
-        """Execute a JupyterLab command without waiting."""
-        self.page.evaluate("(name) => void window.jupyterapp.commands.execute(name)", name)
-
-    def select(self, index: int) -> None:
-        panel = "window.jupyterapp.shell.currentWidget.content"
-        self.page.evaluate(f"(i) => {{ {panel}.activeCellIndex = i }}", index)
-
-    def cell(self, index: int) -> Any:
-        return self.page.locator(f'.jp-Notebook [data-windowed-list-index="{index}"]')
-
-    def outputs(self, index: int) -> list[dict[str, Any]]:
-        model = "window.jupyterapp.shell.currentWidget.content.model.cells"
-        return self.page.evaluate(f"(i) => {model}.get(i).toJSON().outputs", index)
-
-    def n_cells(self) -> int:
-        return self.page.evaluate(
-            "window.jupyterapp.shell.currentWidget.content.model.cells.length"
-        )
-
-    def picture(self, name: str) -> None:
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
-@pytest.fixture
-def notebook(
-    chromium: Browser, lab_server: LabServer, request: pytest.FixtureRequest
-) -> Iterator[Callable[[list[str]], Notebook]]:
-    """A function that opens a new notebook with the given cells in JupyterLab."""
-    opened: list[Notebook] = []
-
-    def make(cells: list[str]) -> Notebook:
-        name = f"{request.node.name}.ipynb"
-        (lab_server.root / name).write_text(json.dumps(_notebook(cells)))
-        context = chromium.new_context(viewport={"width": 1280, "height": 900})
-        made = Notebook(context.new_page(), lab_server, name)
-        _listen(made.page, made.trouble)
-        opened.append(made)
-        made.open()
-        return made
-
-    yield make
-    for made in opened:
-        made.page.context.close()
-    lab_server.stop_kernels()
     assert [line for made in opened for line in made.trouble] == []

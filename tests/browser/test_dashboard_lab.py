@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.acceptance.staging import CONFIG, Stage
-from tests.browser.conftest import SCREENSHOTS
+from tests.browser.pages import SCREENSHOTS
 
 pytestmark = pytest.mark.browser
 

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from extraction_kit import ExtractionConfig, Workspace
 from extraction_kit.lifecycle import RunState
-from tests.browser.conftest import ROOT
+from tests.browser.pages import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
 
