@@ -17,13 +17,8 @@ from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.ledger import bulk, labels
 from extraction_kit.ledger.store import Store
 from extraction_kit.lifecycle import CLAIMED, RunState
-from extraction_kit.status import (
-    checkpoint_tokens,
-    cursor,
-    damage_by_run,
-    tokens_done,
-)
-from extraction_kit.views import short
+from extraction_kit.status import checkpoint_tokens, cursor, damage_by_run
+from extraction_kit.views import short, tokens_done
 from extraction_kit.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -107,10 +102,11 @@ def _names(columns: Sequence[Any]) -> list[str]:
 def _unfinished(bench: Workbench, run: Any) -> dict[str, Any]:  # noqa: ANN401 - a row
     """Return what the ledger does not know of a run that is not completed."""
     working = bench.beats.read(run.run_id, run.attempt) if run.state in CLAIMED else None
-    done = {"n_tokens_done": tokens_done(run, working, checkpoint_tokens(bench, run))}
-    if working is None:
-        return done
-    return done | {name: getattr(working, name) for name in ("l0", "fvu", "n_dead")}
+    told = None if working is None else working.n_tokens_done
+    saved = checkpoint_tokens(bench, run)
+    done = tokens_done(RunState(run.state), run.n_tokens, told=told, saved=saved)
+    told_too = () if working is None else ("l0", "fvu", "n_dead")
+    return {"n_tokens_done": done} | {name: getattr(working, name) for name in told_too}
 
 
 def _event_columns(bench: Workbench) -> dict[str, list[Any]]:

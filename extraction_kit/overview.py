@@ -18,12 +18,12 @@ from typing import Any, Self
 from extraction_kit import disk, embedded
 from extraction_kit.checkpoints import newest_meta
 from extraction_kit.ledger import records
-from extraction_kit.ledger.changes import ListedRun, changed_runs, newest_beats
+from extraction_kit.ledger.changes import ListedRun, listed_runs, newest_beats
 from extraction_kit.ledger.records import TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat, BeatFiles, Observations
 from extraction_kit.reconcile import beat_key, progress_key, progress_of
-from extraction_kit.views import short
+from extraction_kit.views import short, tokens_done
 from extraction_kit.workbench import Workbench
 
 _SHARE = 0.01
@@ -185,9 +185,9 @@ class Overview:
     def _read_ledger(self) -> set[str]:
         gone: set[str] = set()
         with self._bench.store.read() as connection:
-            now, found = changed_runs(connection, self._cursor)
+            now, found = listed_runs(connection, self._cursor)
             if self._cursor is not None and now < self._cursor:  # another ledger: repaired
-                now, found = changed_runs(connection)
+                now, found = listed_runs(connection)
                 gone = set(self._listed) - {run.run_id for run in found}
             unknown = {run.training_id for run in found} - set(self._subjects)
             if unknown:
@@ -353,9 +353,7 @@ def _line(
 ) -> RunLine:
     # of a run that has ended, the figures of its summary have the names that a beat gives them
     shown = beat or Beat.from_dict({**(run.summary or {}), "number": 0})
-    done = run.n_tokens
-    if run.state not in {RunState.COMPLETED, RunState.PUBLISHING}:
-        done = max(0 if beat is None else beat.n_tokens_done, saved or 0)
+    told = None if beat is None else beat.n_tokens_done
     created = run.created_at.timestamp()
     started, ended = _unix(run.claimed_at), _unix(run.ended_at)
     heard = beat.at if beat is not None and beat.at else None
@@ -372,7 +370,7 @@ def _line(
         architecture=subject.architecture,
         d_sae=subject.d_sae,
         n_tokens=run.n_tokens,
-        n_tokens_done=min(done, run.n_tokens),
+        n_tokens_done=tokens_done(run.state, run.n_tokens, told=told, saved=saved),
         phase=None if beat is None else beat.phase,
         tokens_per_s=shown.tokens_per_s,
         beat_at=heard,

@@ -17,7 +17,7 @@ from extraction_kit.ledger.records import RunRecord, TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat, lasting
 from extraction_kit.service import read_run
-from extraction_kit.views import Happening, RunView, short
+from extraction_kit.views import Happening, RunView, short, tokens_done
 from extraction_kit.workbench import Workbench
 
 
@@ -78,7 +78,12 @@ def _view(
         attempt=run.attempt,
         job_id=run.job_id,
         n_tokens=run.n_tokens,
-        n_tokens_done=tokens_done(run, working, checkpoint),
+        n_tokens_done=tokens_done(
+            run.state,
+            run.n_tokens,
+            told=None if working is None else working.n_tokens_done,
+            saved=checkpoint,
+        ),
         created_at=run.created_at,
         created_by=run.created_by,
         started_at=run.claimed_at,
@@ -118,13 +123,6 @@ def _shown(beat: Beat | None, summary: Any) -> dict[str, Any]:  # noqa: ANN401 -
     if beat is not None:
         return {name: getattr(beat, name) for name in names}
     return {name: summary.get(name) for name in names}
-
-
-def tokens_done(run: RunRecord, beat: Beat | None, checkpoint: int | None) -> int:
-    """Return how many valid tokens of a run are measured, as far as a reader can know."""
-    if run.state in {RunState.COMPLETED, RunState.PUBLISHING}:
-        return run.n_tokens
-    return max(0 if beat is None else beat.n_tokens_done, checkpoint or 0)
 
 
 def checkpoint_tokens(bench: Workbench, run: RunRecord) -> int | None:

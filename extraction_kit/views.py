@@ -13,6 +13,27 @@ def short(source: str) -> str:
     return "/".join(PurePath(source).parts[-2:])
 
 
+def tokens_done(
+    state: RunState, n_tokens: int, *, told: int | None, saved: int | None
+) -> int:
+    """Return how many valid tokens of a run are measured, as far as a reader can know.
+
+    Parameters
+    ----------
+    state : RunState
+        Of the run.
+    n_tokens : int
+        Valid tokens that it has to measure.
+    told : int, optional
+        What its process said last.
+    saved : int, optional
+        What its newest checkpoint holds.
+    """
+    if state in {RunState.COMPLETED, RunState.PUBLISHING}:
+        return n_tokens
+    return min(n_tokens, max(told or 0, saved or 0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Happening:
     """One event of a run; repeated refusals are one event with a count."""

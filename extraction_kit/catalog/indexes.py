@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from extraction_kit.atomic import remove_folder, write_file, write_json
 from extraction_kit.catalog.peaks import peaks_of
 from extraction_kit.catalog.publish import verify
-from extraction_kit.catalog.relations import literal, names_of, scan
+from extraction_kit.catalog.relations import is_bindable, literal, names_of, scan
 from extraction_kit.catalog.tables import EXAMPLES, FEATURES, PEAKS, TOKENS, Table
 from extraction_kit.lifecycle import digest_of
 
@@ -128,6 +128,18 @@ def select_indexed(
     if hidden:
         query += f" WHERE run_id NOT IN ({', '.join(map(literal, hidden))})"
     return query, covered
+
+
+def discard_unreadable(folder: Path | None) -> bool:
+    """Remove the index in `folder` if one of its files cannot be read; return whether."""
+    if folder is None:
+        return False
+    readable = all(
+        is_bindable(table, folder / segment.file(table))
+        for segment in read_index(folder).segments
+        for table in INDEXED
+    )
+    return not readable and discard(folder)
 
 
 def discard(folder: Path | None) -> bool:

@@ -233,7 +233,7 @@ def _readable_first(
     """
     present = sorted(path for path in paths if os.path.isfile(path))  # noqa: PTH113 - as above
     for number, path in enumerate(present):
-        if _is_readable(path) and (not careful or _is_bindable(table, path)):
+        if _is_readable(path) and (not careful or is_bindable(table, path)):
             return [path, *present[:number], *present[number + 1 :]]
     return []
 
@@ -246,7 +246,8 @@ def _is_readable(path: Path | str) -> bool:
     return True
 
 
-def _is_bindable(table: Table, path: str) -> bool:
+def is_bindable(table: Table, path: Path | str) -> bool:
+    """Tell whether DuckDB itself, in a database apart, can read the columns of a file."""
     try:
         with duckdb.connect(":memory:", config=CONFIG) as apart:
             apart.execute(f"SELECT {names_of(table)} FROM {scan([path])} LIMIT 0")  # noqa: S608 - our own names

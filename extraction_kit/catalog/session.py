@@ -8,7 +8,7 @@ from typing import Any, cast
 import duckdb
 
 from extraction_kit.catalog.answers import Answer
-from extraction_kit.catalog.indexes import discard
+from extraction_kit.catalog.indexes import discard, discard_unreadable
 from extraction_kit.catalog.known import Known
 from extraction_kit.catalog.memory import FAILURES, Memory
 from extraction_kit.catalog.peaks import limited, search
@@ -136,7 +136,7 @@ class Session:
             try:
                 self._known.renew(memory.cursor(), query)
             except FAILURES:
-                discard(self._known.derived)
+                discard_unreadable(self._known.derived)
                 memory.close()
                 self._read(now, careful=True)
                 self._known.renew(memory.cursor(), query)

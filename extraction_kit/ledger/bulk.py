@@ -9,7 +9,15 @@ from typing import Any
 
 from sqlalchemy import Connection, DateTime, Row, Text, cast, select, text, type_coerce
 
-from extraction_kit.ledger.schema import ACTIVE_SQL, attempts, events, runs, trainings
+from extraction_kit.ledger.events import CHANGED
+from extraction_kit.ledger.schema import (
+    ACTIVE_SQL,
+    CURRENT_ATTEMPT,
+    attempts,
+    events,
+    runs,
+    trainings,
+)
 from extraction_kit.lifecycle import RunState
 
 _AT_ONCE = 500  # parameters of one statement
@@ -46,7 +54,7 @@ _RUNS = (
     .join_from(
         runs,
         attempts,
-        (attempts.c.run_id == runs.c.run_id) & (attempts.c.attempt == runs.c.attempt),
+        CURRENT_ATTEMPT,
     )
     .where(runs.c.deleted_at.is_(None))
     .order_by(runs.c.created_at.desc(), runs.c.generation.desc())
@@ -107,15 +115,9 @@ def changed_runs(connection: Connection, since: int) -> set[str]:
     `since` is an earlier `events.cursor`. Active runs are among them: their progress is no
     change of the ledger.
     """
-    changed = select(events.c.run_id).where(
-        events.c.change > since, events.c.run_id.is_not(None)
-    )
-    active = select(runs.c.run_id).where(text(ACTIVE_SQL))
-    return {
-        run_id
-        for question in (changed, active)
-        for run_id in connection.execute(question).scalars()
-    }
+    changed = connection.execute(CHANGED, {"since": since}).scalars()
+    active = connection.execute(select(runs.c.run_id).where(text(ACTIVE_SQL))).scalars()
+    return {*changed, *active}
 
 
 def result_digests(connection: Connection, statistics_format: int) -> dict[str, str]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, func, select
 
-from extraction_kit.ledger import events as happened
-from extraction_kit.ledger.schema import attempts, beats, events, runs
+from extraction_kit.ledger.events import CHANGED, cursor
+from extraction_kit.ledger.schema import CURRENT_ATTEMPT, attempts, beats, runs
 from extraction_kit.lifecycle import RunState
 from extraction_kit.liveness import Beat
 
@@ -58,16 +58,14 @@ _LISTED = select(
 ).join_from(
     runs,
     attempts,
-    (attempts.c.run_id == runs.c.run_id) & (attempts.c.attempt == runs.c.attempt),
+    CURRENT_ATTEMPT,
 )
 # Built once: building a statement takes longer than SQLite takes to answer it.
 _SHOWN = _LISTED.where(runs.c.deleted_at.is_(None))
-_CHANGED = _LISTED.where(
-    runs.c.run_id.in_(select(events.c.run_id).where(events.c.change > bindparam("since")))
-)
+_CHANGED = _LISTED.where(runs.c.run_id.in_(CHANGED))
 
 
-def changed_runs(
+def listed_runs(
     connection: Connection, since: int | None = None
 ) -> tuple[int, list[ListedRun]]:
     """Return the runs that changed, deleted ones among them, and the cursor for next time.
@@ -79,9 +77,7 @@ def changed_runs(
     since : int, optional
         An earlier cursor. None returns all runs that are not deleted.
     """
-    now = happened.cursor(
-        connection
-    )  # first: what happens meanwhile is told twice, not never
+    now = cursor(connection)  # first: what happens meanwhile is told twice, not never
     if since is None:
         found = connection.execute(_SHOWN)
     elif since == now:

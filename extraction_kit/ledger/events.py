@@ -24,6 +24,10 @@ _COUNT = (
     .where(events.c.seq == bindparam("same"))
     .values(count=events.c.count + 1, last_at=bindparam("now"), change=_NEXT_CHANGE)
 )
+CHANGED = select(events.c.run_id).where(
+    events.c.change > bindparam("since"), events.c.run_id.is_not(None)
+)
+"""The ids of the runs of which something happened after `since`, an earlier `cursor`."""
 
 
 def record(

@@ -8,7 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, bindparam, insert, select, text
 
 from extraction_kit.ledger.events import record
-from extraction_kit.ledger.schema import ACTIVE_SQL, attempts, runs, trainings
+from extraction_kit.ledger.schema import (
+    ACTIVE_SQL,
+    CURRENT_ATTEMPT,
+    attempts,
+    runs,
+    trainings,
+)
 from extraction_kit.ledger.transitions import Mover, Target
 from extraction_kit.lifecycle import RunState
 
@@ -87,7 +93,7 @@ _RUN_COLUMNS: Select[Any] = select(
 ).join_from(
     runs,
     attempts,
-    (attempts.c.run_id == runs.c.run_id) & (attempts.c.attempt == runs.c.attempt),
+    CURRENT_ATTEMPT,
 )
 # Built once: building a statement takes longer than SQLite takes to answer it.
 _OF_TRAINING = _RUN_COLUMNS.where(runs.c.training_id == bindparam("training_id"))

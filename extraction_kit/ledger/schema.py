@@ -171,3 +171,8 @@ events = Table(
 )
 Index("ix_events_run", events.c.run_id, events.c.seq)
 Index("ix_events_change", events.c.change)
+
+CURRENT_ATTEMPT = (attempts.c.run_id == runs.c.run_id) & (
+    attempts.c.attempt == runs.c.attempt
+)
+"""Joins a run with its current attempt."""

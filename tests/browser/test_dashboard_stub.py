@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from extraction_kit import service
-from extraction_kit.ledger.changes import changed_runs
+from extraction_kit.ledger.changes import listed_runs
 from extraction_kit.run import Watcher
 from extraction_kit.widgets import assets, dashboard_view
 from extraction_kit.widgets.hub import Pace
@@ -580,7 +580,7 @@ def test_a_closed_view_leaves_nothing_behind(dashboard, few):
 def test_ages_are_those_of_the_kernels_clock(dashboard, few):
     made = dashboard(Watcher(few.bench))
     with few.bench.store.read() as connection:
-        _, runs = changed_runs(connection)
+        _, runs = listed_runs(connection)
     run = next(one for one in runs if one.state == "completed")
     days = (datetime.now(UTC) - run.ended_at).days
     expect(made.row(run.run_id).locator(".xk-c-updated")).to_have_text(f"{days} d")

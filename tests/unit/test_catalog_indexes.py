@@ -5,6 +5,8 @@ import functools
 import shutil
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from extraction_kit.catalog import indexes
@@ -273,3 +275,18 @@ def test_features_from_an_index_have_their_labels(runs):
     runs.rows.runs[-1]["sae_digest"] = "5ae"
     found = runs.open().sql("SELECT run_id FROM features WHERE label = 'dates' ORDER BY 1")
     assert found.fetchall() == [(f"{seed:016d}",) for seed in range(6)]
+
+
+def test_a_damaged_run_does_not_cost_the_index(runs):
+    own = runs.open().sql(
+        "SELECT run_id, sum(n_active) FROM features GROUP BY 1 ORDER BY 1"
+    )
+    before = own.fetchall()
+    runs.build()
+    runs.add(5)
+    features = runs.rows.folders["0000000000000005"] / "features.parquet"
+    pq.write_table(pa.table({"feature": [0, 1, 2]}), features)  # a Parquet file, not ours
+    session = runs.open()
+    query = "SELECT run_id, sum(n_active) FROM features WHERE run_id < '0000000000000005' "
+    assert session.sql(f"{query} GROUP BY 1 ORDER BY 1").fetchall() == before
+    assert len(indexes.read_index(runs.derived).segments) == 2
