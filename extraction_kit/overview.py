@@ -22,7 +22,7 @@ from extraction_kit.ledger.changes import ListedRun, listed_runs, newest_beats
 from extraction_kit.ledger.records import TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat, BeatFiles, Observations
-from extraction_kit.reconcile import beat_key, progress_key, progress_of
+from extraction_kit.reconcile import idle_s, silent_s
 from extraction_kit.views import short, tokens_done
 from extraction_kit.workbench import Workbench
 
@@ -322,13 +322,12 @@ class Overview:
                 yield "no worker is alive"
             return
         _, beat = self._beats.get(run.run_id, (None, None))
-        number = None if beat is None else beat.number
-        silent_s = observed.known_s(beat_key(run), number)
-        if silent_s > 2 * settings.beat_s:
-            yield f"its worker is not heard since {_span(silent_s)}"
-        idle_s = observed.known_s(progress_key(run), progress_of(beat))
-        if idle_s >= settings.stuck_after_s:
-            yield f"stuck: no progress since {_span(idle_s)}"
+        silent = silent_s(observed, run, beat)
+        if silent > 2 * settings.beat_s:
+            yield f"its worker is not heard since {_span(silent)}"
+        idle = idle_s(observed, run, beat)
+        if idle >= settings.stuck_after_s:
+            yield f"stuck: no progress since {_span(idle)}"
 
 
 def _span(seconds: float) -> str:

@@ -257,7 +257,7 @@ class Reconciler:
         """Note beat, progress and order to stop; return since when silent and cancelled."""
         beat = self.beats.read(run.run_id, run.attempt)
         number = None if beat is None else beat.number
-        self.observations.unchanged_s(progress_key(run), progress_of(beat))
+        self.observations.unchanged_s(progress_key(run), _progress_of(beat))
         silent_s = self.observations.unchanged_s(beat_key(run), number)
         ordered = run.cancel_requested and run.state is RunState.EXTRACTING
         standing_s = self.observations.unchanged_s(_cancel_key(run), ordered)
@@ -430,9 +430,21 @@ def progress_key(run: RunRecord | ListedRun) -> str:
     return f"progress {run.run_id}-a{run.attempt}"
 
 
-def progress_of(beat: Beat | None) -> str:
+def _progress_of(beat: Beat | None) -> str:
     """Return what must change for a process to count as advancing."""
     return "none" if beat is None else f"{beat.phase} {beat.n_tokens_done}"
+
+
+def silent_s(
+    observed: Observations, run: RunRecord | ListedRun, beat: Beat | None
+) -> float:
+    """Return for how long observers saw the beat number of a run unchanged."""
+    return observed.known_s(beat_key(run), None if beat is None else beat.number)
+
+
+def idle_s(observed: Observations, run: RunRecord | ListedRun, beat: Beat | None) -> float:
+    """Return for how long observers saw the progress of a run unchanged."""
+    return observed.known_s(progress_key(run), _progress_of(beat))
 
 
 def _cancel_key(run: RunRecord) -> str:

@@ -16,6 +16,7 @@ from extraction_kit.ledger import events, records
 from extraction_kit.ledger.records import RunRecord, TrainingRecord
 from extraction_kit.lifecycle import ACTIVE, CLAIMED, RESTING, UNCLAIMED, RunState
 from extraction_kit.liveness import Beat, lasting
+from extraction_kit.reconcile import idle_s, silent_s
 from extraction_kit.service import read_run
 from extraction_kit.views import Happening, RunView, short, tokens_done
 from extraction_kit.workbench import Workbench
@@ -179,13 +180,14 @@ def _findings_while_working(
     settings = bench.settings
     if not bench.uses_own_server and not embedded.worker_alive(bench.paths):
         yield "its worker is gone; the process goes on without a supervisor"
-    silent_s = bench.silent_for_s(run, beat)
-    if silent_s > 2 * settings.beat_s:
-        yield f"no sign of life for {silent_s:.0f} s, verifying"
-    idle_s = bench.idle_for_s(run, beat)
-    if idle_s >= settings.stuck_after_s:
+    observed = bench.observations().load()
+    silent = silent_s(observed, run, beat)
+    if silent > 2 * settings.beat_s:
+        yield f"no sign of life for {silent:.0f} s, verifying"
+    idle = idle_s(observed, run, beat)
+    if idle >= settings.stuck_after_s:
         yield (
-            f"stuck: no progress for {lasting(idle_s)} although the process lives. "
+            f"stuck: no progress for {lasting(idle)} although the process lives. "
             "run.resume() stops it and continues from its last checkpoint"
         )
 

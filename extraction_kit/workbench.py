@@ -28,9 +28,9 @@ from extraction_kit.ledger.records import RunRecord
 from extraction_kit.ledger.store import Store
 from extraction_kit.ledger.transitions import Mover, Target
 from extraction_kit.lifecycle import Actor, digest_of
-from extraction_kit.liveness import Beat, BeatFiles, Beats, Observations
+from extraction_kit.liveness import BeatFiles, Beats, Observations
 from extraction_kit.paths import Paths
-from extraction_kit.reconcile import Done, Reconciler, beat_key, progress_key, progress_of
+from extraction_kit.reconcile import Done, Reconciler, idle_s
 from extraction_kit.trainings import Training, describe_training
 from extraction_kit.version import __version__
 
@@ -164,19 +164,11 @@ class Workbench:
         # Half a lease: two looks in a row are needed before anybody counts as silent.
         return Observations(self.paths.beats, longest_gap_s=self.settings.lease_s / 2)
 
-    def silent_for_s(self, run: RunRecord, beat: Beat | None) -> float:
-        """Return for how long observers saw the beat number of a run unchanged."""
-        number = None if beat is None else beat.number
-        return self.observations().load().known_s(beat_key(run), number)
-
-    def idle_for_s(self, run: RunRecord, beat: Beat | None) -> float:
-        """Return for how long observers saw the progress of a run unchanged."""
-        return self.observations().load().known_s(progress_key(run), progress_of(beat))
-
     def is_stuck(self, run: RunRecord) -> bool:
         """Tell whether a claimed run has made no progress for ``Settings.stuck_after_s``."""
         beat = self.beats.read(run.run_id, run.attempt)
-        return self.idle_for_s(run, beat) >= self.settings.stuck_after_s
+        observed = self.observations().load()
+        return idle_s(observed, run, beat) >= self.settings.stuck_after_s
 
     def sign_card(self, card: Path) -> None:
         """Say which process holds a slot."""

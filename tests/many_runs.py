@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import insert
 
 from extraction_kit import ExtractionConfig, Settings
 from extraction_kit.checkpoints import CHECKPOINT_FORMAT, META
-from extraction_kit.ledger.schema import attempts, events, runs, trainings
 from extraction_kit.lifecycle import (
     ACTIVE,
     CLAIMED,
@@ -29,6 +27,7 @@ from extraction_kit.lifecycle import (
 from extraction_kit.liveness import Beat
 from extraction_kit.version import __version__
 from extraction_kit.workbench import Workbench
+from tests.ledger_rows import insert_rows
 from tests.unit.lab import training_named
 
 N_TOKENS = 1_000_000
@@ -125,13 +124,8 @@ def write_runs(
         rows.append(_run(training_id, i, state, chance))
         tries.append(_attempt(rows[-1], i))
         told += _events(rows[-1], tries[-1])
-    for change, event in enumerate(told, 1):
-        event["change"] = change
-    with bench.store.write() as connection:
-        connection.execute(insert(trainings), [_training(one) for one in ids])
-        connection.execute(insert(runs), rows)
-        connection.execute(insert(attempts), tries)
-        connection.execute(insert(events), told)
+    trainings = map(_training, ids)
+    insert_rows(bench, trainings=trainings, runs=rows, attempts=tries, events=told)
     written = Written(bench, rows)
     for row in rows:
         if row["state"] in CLAIMED:

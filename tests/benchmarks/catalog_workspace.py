@@ -8,15 +8,13 @@ links of a dozen such results: ten thousand of their own would take 137 GB.
 import os
 import shutil
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-
-from sqlalchemy import insert
 
 from extraction_kit import ExtractionConfig, Settings, Workspace, service
 from extraction_kit.catalog.publish import stage
 from extraction_kit.corpora import Corpus
-from extraction_kit.ledger import records, schema, transitions
+from extraction_kit.ledger import records, transitions
 from extraction_kit.ledger.transitions import Target
 from extraction_kit.lifecycle import Actor, Move, RunState, digest_of, job_id_of, run_id_of
 from extraction_kit.liveness import ProcessIdentity
@@ -24,6 +22,7 @@ from extraction_kit.results import ExtractionResult
 from extraction_kit.version import __version__
 from extraction_kit.worker import Attempt
 from tests.benchmarks import large_result as large
+from tests.ledger_rows import BEGAN, columns_of, insert_rows, trainings_like
 
 N_DISTINCT = 12
 N_TRAININGS = 200
@@ -117,19 +116,13 @@ def fill(
 ) -> list[str]:
     """Add runs until there are `n_runs`, as in a ledger of some months; return their ids."""
     bench = workspace._bench
-    model = service.read_run(bench, like)
-    spec = workspace.training("tiny").to_dict()
-    names = [f"training-{number:03d}" for number in range(N_TRAININGS)]
-    began = datetime.now(UTC) - timedelta(days=90)
-    trainings = [
-        {"training_id": name, "digest": digest_of(name), "spec": spec | {"training_id": name},
-         "created_at": began, "created_by": "me@here"} for name in names
-    ]  # fmt: skip
-    common = {name: getattr(model, name) for name in schema.runs.c.keys()}  # noqa: SIM118 - SQLAlchemy's
+    model, common = service.read_run(bench, like), columns_of(workspace, like)
+    trainings = trainings_like(workspace, "tiny", N_TRAININGS)
+    names = list(trainings)
     rows, attempts, events = [], [], []
     for number in range(n_runs - 1):
         name, key = names[number % N_TRAININGS], digest_of(number)
-        run_id, at = run_id_of(name, key, 1), began + timedelta(minutes=12 * number)
+        run_id, at = run_id_of(name, key, 1), BEGAN + timedelta(minutes=12 * number)
         job_id = job_id_of(name, key, generation=1, attempt=1)
         folder = bench.paths.results_of(run_id)
         rows.append(common | {
@@ -141,19 +134,14 @@ def fill(
                          "claimed_at": at, "ended_at": at, "process": model.process})  # fmt: skip
         events += [
             {"run_id": run_id, "attempt": 1, "at": at, "last_at": at, "count": 1,
-             "kind": str(kind), "actor": "user me@here", "text": "as it was",
-             "change": 1000 + 6 * number + step}
-            for step, kind in enumerate(
-                ["launched", Move.ENQUEUE, Move.CLAIM, Move.PUBLISH, Move.COMPLETE, "refused"]
-            )
+             "kind": str(kind), "actor": "user me@here", "text": "as it was"}
+            for kind in
+            ["launched", Move.ENQUEUE, Move.CLAIM, Move.PUBLISH, Move.COMPLETE, "refused"]
         ]  # fmt: skip
         _link(distinct[number % len(distinct)], folder)
-    with bench.store.write() as connection:
-        for table, values in (
-            (schema.trainings, trainings), (schema.runs, rows),
-            (schema.attempts, attempts), (schema.events, events),
-        ):  # fmt: skip
-            connection.execute(insert(table), values)
+    insert_rows(
+        bench, trainings=trainings.values(), runs=rows, attempts=attempts, events=events
+    )
     return [row["run_id"] for row in rows]
 
 

@@ -16,16 +16,14 @@ import statistics
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert
 
 from extraction_kit import ExtractionConfig, Settings, Workspace, service
 from extraction_kit.embedded import take_lock, worker_slot
 from extraction_kit.errors import AlreadyCompleted
-from extraction_kit.ledger import schema
 from extraction_kit.lifecycle import (
     RESTING,
     Answer,
@@ -36,6 +34,7 @@ from extraction_kit.lifecycle import (
     job_id_of,
     run_id_of,
 )
+from tests.ledger_rows import BEGAN, columns_of, insert_rows, trainings_like
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
@@ -66,19 +65,13 @@ def workspace(tmp_path, tiny):
 def _fill(workspace: Workspace, like: str) -> None:
     """Insert runs that look like the one that really ran, in a ledger of some months."""
     bench, chance = workspace._bench, random.Random(0)  # noqa: S311 - of a test
-    model = service.read_run(bench, like)
-    spec = workspace.training("tiny").to_dict()
-    names = [f"training-{number:03d}" for number in range(N_TRAININGS)]
-    began = datetime.now(UTC) - timedelta(days=90)
-    trainings = [
-        {"training_id": name, "digest": digest_of(name), "spec": spec | {"training_id": name},
-         "created_at": began, "created_by": "me@here"} for name in names
-    ]  # fmt: skip
-    common = {name: getattr(model, name) for name in schema.runs.c.keys()}  # noqa: SIM118 - SQLAlchemy's
+    model, common = service.read_run(bench, like), columns_of(workspace, like)
+    trainings = trainings_like(workspace, "tiny", N_TRAININGS)
+    names = list(trainings)
     rows, attempts, events = [], [], []
     for number in range(N_RUNS):
         name, key = names[number % N_TRAININGS], digest_of(number)
-        at, n_attempts = began + timedelta(minutes=12 * number), chance.choice([1, 1, 1, 2])
+        at, n_attempts = BEGAN + timedelta(minutes=12 * number), chance.choice([1, 1, 1, 2])
         state = chance.choice([RunState.COMPLETED] * 19 + sorted(RESTING))
         job_ids = [
             job_id_of(name, key, generation=1, attempt=attempt + 1)
@@ -100,14 +93,9 @@ def _fill(workspace: Workspace, like: str) -> None:
                  "count": 1, "kind": str(kind), "actor": "user me@here", "text": "as it was"}
                 for kind in kinds
             ]  # fmt: skip
-    for number, event in enumerate(events):
-        event["change"] = 1000 + number
-    with bench.store.write() as connection:
-        for table, values in (
-            (schema.trainings, trainings), (schema.runs, rows),
-            (schema.attempts, attempts), (schema.events, events),
-        ):  # fmt: skip
-            connection.execute(insert(table), values)
+    insert_rows(
+        bench, trainings=trainings.values(), runs=rows, attempts=attempts, events=events
+    )
 
 
 @contextmanager
