@@ -35,19 +35,11 @@ def html(facts: Values, rows: Values, page: Values) -> str:
         *_histogram(page),
         *_tables(page),
         *_examples(page),
-        *(_line(static.prose(why)) for why in page["absent"].values()),
+        *(static.line(static.prose(why)) for why in page["absent"].values()),
         _list(facts, rows),
-        _line(f"Saved; run the cell again to browse, or type {_call(facts, page)}."),
+        static.line(f"Saved; run the cell again to browse, or type {_call(facts, page)}."),
     ]
     return static.frame("\n".join(parts))
-
-
-def _line(content: str) -> str:
-    return f'<div style="margin-top:6px">{content}</div>'
-
-
-def _text(value: object) -> str:
-    return f"<bdi>{escape(words.tame(str(value)))}</bdi>"
 
 
 def _call(facts: Values, page: Values) -> str:
@@ -55,19 +47,23 @@ def _call(facts: Values, page: Values) -> str:
 
 
 def _head(facts: Values, page: Values) -> str:
-    label = "" if page["label"] is None else f" {_text(page['label'])}"
+    label = "" if page["label"] is None else f" {static.isolated(page['label'])}"
     about = [facts["title"], *facts["about"], f"{facts['d_sae']:,} features"]
-    said = "" if page["description"] is None else _line(_text(page["description"]))
+    said = (
+        ""
+        if page["description"] is None
+        else static.line(static.isolated(page["description"]))
+    )
     return (
         f"<div><strong>Feature {page['feature']}</strong>{label} · "
-        f"{' · '.join(map(_text, about))}</div>{said}"
+        f"{' · '.join(map(static.isolated, about))}</div>{said}"
     )
 
 
 def _figures(page: Values) -> str:
     stats = page["stats"]
     if page["dead"]:
-        return _line("dead: never active on the tokens of the corpus")
+        return static.line("dead: never active on the tokens of the corpus")
     shown = [
         (words.share(stats["density"]), "of tokens"),
         (words.number(stats["max_act"]), "max"),
@@ -78,7 +74,9 @@ def _figures(page: Values) -> str:
         (words.number(stats["q50"]), "median"),
         (words.share(stats["context_density"]), "of contexts"),
     ]
-    return _line(" · ".join(f"<strong>{value}</strong> {name}" for value, name in shown))
+    return static.line(
+        " · ".join(f"<strong>{value}</strong> {name}" for value, name in shown)
+    )
 
 
 def _histogram(page: Values) -> Iterable[str]:
@@ -94,7 +92,7 @@ def _histogram(page: Values) -> Iterable[str]:
     bars = "".join(_BLOCKS[round(n / max(sums) * 7)] if n else " " for n in sums)
     edges = bin_edges()
     low = edges[max(0, octave[0] * BINS_PER_OCTAVE + 1)]
-    yield _line(
+    yield static.line(
         f"activations by octave, from {words.number(low)}: <code>{bars}</code> "
         f"to {words.number(page['stats']['max_act'])}"
     )
@@ -117,14 +115,14 @@ def _tables(page: Values) -> Iterable[str]:
 
 def _tokens(rows: Sequence[Sequence[Any]]) -> list[str]:
     return [
-        f"<code>{_text(words.token(text))}</code> {words.number(value)}"
+        f"<code>{static.isolated(words.token(text))}</code> {words.number(value)}"
         for text, value in rows[:N_EXAMPLES]
     ]
 
 
 def _features(rows: Sequence[Sequence[Any]]) -> list[str]:
     return [
-        f"{feature}{'' if label is None else f' {_text(label)}'} {value:.3f}"
+        f"{feature}{'' if label is None else f' {static.isolated(label)}'} {value:.3f}"
         for feature, value, label in rows[:N_EXAMPLES]
     ]
 
@@ -134,7 +132,7 @@ def _examples(page: Values) -> Iterable[str]:
     for one in page["examples"][:N_EXAMPLES]:
         held = " (held out)" if one["held_out"] else ""
         heat = static.heat(one["tokens"], one["acts"], scale)
-        yield _line(f"{words.number(one['act'])}{held} {heat}")
+        yield static.line(f"{words.number(one['act'])}{held} {heat}")
 
 
 def _list(facts: Values, rows: Values) -> str:
@@ -160,4 +158,4 @@ def _list(facts: Values, rows: Values) -> str:
 
 
 def _cell(text: str | None) -> str:
-    return "" if text is None else _text(words.token(text))
+    return "" if text is None else static.isolated(words.token(text))

@@ -121,7 +121,8 @@ def _took(view: RunView) -> str | None:
     return f'<time datetime="PT{round(seconds)}S">{words.duration(seconds)}</time>'
 
 
-def _line(content: str, style: str = "") -> str:
+def line(content: str, style: str = "") -> str:
+    """Return a line of its own."""
     return f'<div style="margin-top:6px;{style}">{content}</div>'
 
 
@@ -169,22 +170,22 @@ def _figures(view: RunView) -> str:
     if took:
         cells.append(f"<strong>{took}</strong> taken")
     spans = [f'<span style="margin-right:16px">{cell.strip()}</span>' for cell in cells]
-    return _line(" ".join(spans), "font-variant-numeric:tabular-nums")
+    return line(" ".join(spans), "font-variant-numeric:tabular-nums")
 
 
 def _story(view: RunView, *, reproducible: bool) -> Iterable[str]:
     if view.state is RunState.COMPLETED:
         yield from _completed(view, reproducible=reproducible)
     elif view.state in ACTIVE:
-        yield _line("As it was when this was saved; run the cell again for the live card.")
+        yield line("As it was when this was saved; run the cell again for the live card.")
     else:
         yield from _resting(view)
     for finding in view.findings:
-        yield _line(f"⚠ {prose(finding)}")
+        yield line(f"⚠ {prose(finding)}")
     if view.refusal:
-        yield _line(f"<strong>Refused:</strong> {prose(view.refusal)}")
+        yield line(f"<strong>Refused:</strong> {prose(view.refusal)}")
     elif view.advice:
-        yield _line(prose(view.advice))
+        yield line(prose(view.advice))
 
 
 def _completed(view: RunView, *, reproducible: bool) -> Iterable[str]:
@@ -196,7 +197,7 @@ def _completed(view: RunView, *, reproducible: bool) -> Iterable[str]:
     if view.results_dir:
         folder = short(view.results_dir)
         words_.append(f"results in {_code(folder if reproducible else view.results_dir)}")
-    yield _line(" · ".join(words_))
+    yield line(" · ".join(words_))
     again = f'run = ws.launch("{view.training_id}", ..., generation={view.generation + 1})'
     yield (
         '<details style="margin-top:6px"><summary>Launch again?</summary>'
@@ -209,7 +210,7 @@ def _completed(view: RunView, *, reproducible: bool) -> Iterable[str]:
 def _resting(view: RunView) -> Iterable[str]:
     if view.error:
         style = f"white-space:pre-wrap;border-left:3px solid {_TONES[RunState.FAILED]};"
-        yield _line(f"<strong>{isolated(view.error)}</strong>", style + "padding-left:8px")
+        yield line(f"<strong>{isolated(view.error)}</strong>", style + "padding-left:8px")
     if view.error_traceback:
         yield (
             '<details style="margin-top:6px"><summary>Traceback</summary>'
@@ -218,11 +219,9 @@ def _resting(view: RunView) -> Iterable[str]:
         )
     if view.checkpoint_tokens and view.n_tokens:
         kept = words.percent_done(min(1.0, view.checkpoint_tokens / view.n_tokens))
-        yield _line(
-            f"Checkpoint at {kept} %; {_code('run.resume()')} continues from there."
-        )
+        yield line(f"Checkpoint at {kept} %; {_code('run.resume()')} continues from there.")
     elif not view.advice:
-        yield _line(f"{_code('run.resume()')} starts a new attempt.")
+        yield line(f"{_code('run.resume()')} starts a new attempt.")
 
 
 def _features(highlights: Sequence[Mapping[str, Any]]) -> Iterable[str]:
@@ -231,7 +230,7 @@ def _features(highlights: Sequence[Mapping[str, Any]]) -> Iterable[str]:
             f"<strong>feature {int(item['feature'])}</strong> · fires on "
             f"{words.share(item['density'])} of tokens · max {words.number(item['max_act'])}"
         )
-        yield _line(
+        yield line(
             f"{head}<br>{heat(item['tokens'], item['acts'])}",
             "border-top:1px solid rgba(128,128,128,.25);padding-top:6px",
         )
