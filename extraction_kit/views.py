@@ -10,7 +10,9 @@ from extraction_kit.lifecycle import RunState
 
 def short(source: str) -> str:
     """Return a Hub id as it is, of a folder's path the last two names."""
-    return "/".join(PurePath(source).parts[-2:])
+    path = PurePath(source)
+    names = path.parts[1:] if path.anchor else path.parts
+    return "/".join(names[-2:])
 
 
 def tokens_done(
