@@ -6,8 +6,7 @@ that changed, and a view is made when a query names it.
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from extraction_kit.catalog.relations import (
     FILES,
     VIEWS,
     CatalogRows,
+    in_one_step,
     make_labels,
     make_table,
     make_view,
@@ -52,17 +52,6 @@ class _Made:
 
     change: int
     index: Index | None
-
-
-@contextmanager
-def _in_one_step(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.execute("BEGIN")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 class Known:
@@ -107,7 +96,7 @@ class Known:
 
         Afterwards those stay as they are until a query names them: somebody may be reading.
         """
-        with _in_one_step(connection):
+        with in_one_step(connection):
             for table in LEDGER_TABLES:
                 if table not in LATER:
                     make_table(connection, table, getattr(self._rows, table.name))
@@ -121,7 +110,7 @@ class Known:
     def take(self, connection: duckdb.DuckDBPyConnection, new: CatalogRows) -> None:
         """Take over the rows that changed."""
         runs = rows_table(RUNS, new.runs)
-        with _in_one_step(connection):
+        with in_one_step(connection):
             for table in LEDGER_TABLES:
                 if table is RUNS:
                     _replace_runs(connection, new.changed or (), runs)

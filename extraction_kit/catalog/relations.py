@@ -1,7 +1,8 @@
 """What can be named in SQL: the same in the notebook and in the snapshot."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def columns_of(table: Table) -> tuple[Column, ...]:
     return (*key, *table.columns, *said)
 
 
+@contextmanager
+def in_one_step(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Do all of what is in it, or nothing; also where a person interrupts it."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
 def populate(
     connection: duckdb.DuckDBPyConnection, rows: CatalogRows, *, careful: bool = False
 ) -> None:
@@ -105,8 +118,7 @@ def populate(
         Ask DuckDB itself, in a database apart, which file can be read: after it failed on
         one that seemed readable. An error inside DuckDB costs the database that it is in.
     """
-    connection.execute("BEGIN")
-    try:
+    with in_one_step(connection):
         for table in LEDGER_TABLES:
             make_table(connection, table, getattr(rows, table.name))
         make_labels(connection)
@@ -115,10 +127,6 @@ def populate(
             query = with_labels(table, select_of(table, rows, careful=careful), rows)
             make_view(connection, table, query, schema=FILES)
         name_views(connection)
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def name_views(connection: duckdb.DuckDBPyConnection) -> None:
