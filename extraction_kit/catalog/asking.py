@@ -8,12 +8,11 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from extraction_kit.catalog.memory import FAILURES, Memory
 from extraction_kit.catalog.publish import read_manifest
 from extraction_kit.catalog.soundness import require_sound
-from extraction_kit.catalog.tables import FEATURES, Table
+from extraction_kit.catalog.tables import Table
 from extraction_kit.errors import ResultsDamaged
 
 
@@ -35,12 +34,6 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def d_sae_of(folder: Path) -> int:
-    """Return the number of features of a published run."""
-    with readable(folder):
-        return int(pq.read_metadata(folder / FEATURES.file).num_rows)
-
-
 def in_memory(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     """Return the rows of a relation as one that needs their files no more."""
     kept: duckdb.DuckDBPyRelation = memory().cursor().from_arrow(relation.to_arrow_table())
@@ -49,8 +42,11 @@ def in_memory(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
 
 @functools.cache
 def memory() -> Memory:
-    """Return the database in memory that reads the files of single runs."""
-    return Memory()
+    """Return the database in memory that reads the files of single runs.
+
+    It reads a small file once: for the first rows of an order DuckDB would read it twice.
+    """
+    return Memory("late_materialization_max_rows = 0")
 
 
 def query_of(folder: Path, table: Table, query: str) -> duckdb.DuckDBPyRelation:

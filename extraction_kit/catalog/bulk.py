@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import pyarrow as pa
 
-from extraction_kit.catalog.asking import d_sae_of, manifest_of, query_of, readable, rows_of
+from extraction_kit.catalog.asking import manifest_of, query_of, readable, rows_of
 from extraction_kit.catalog.reading import (
     ExampleWindow,
     texts_of,
@@ -18,6 +18,7 @@ from extraction_kit.catalog.reading import (
     window_of,
 )
 from extraction_kit.catalog.relations import scan
+from extraction_kit.catalog.sorted_file import d_sae_of
 from extraction_kit.catalog.tables import (
     EXAMPLES,
     FEATURES,

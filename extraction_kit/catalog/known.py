@@ -21,9 +21,9 @@ from extraction_kit.catalog.relations import (
     CatalogRows,
     in_one_step,
     make_labels,
+    make_names,
     make_table,
     make_view,
-    name_views,
     select_of,
     with_labels,
 )
@@ -104,7 +104,7 @@ class Known:
                     make_table(connection, table, [])
             make_labels(connection)
             if first:
-                _make_names(connection)
+                make_names(connection)
         self._macros = _macros(connection)
 
     def take(self, connection: duckdb.DuckDBPyConnection, new: CatalogRows) -> None:
@@ -183,13 +183,6 @@ class Known:
         }
         own = select_of(table, replace(rows, folders=others))
         return " UNION ALL ".join(query for query in (indexed, own) if query)
-
-
-def _make_names(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute(f"CREATE SCHEMA {FILES}")
-    for table in VIEWS:
-        make_view(connection, table, "", schema=FILES)
-    name_views(connection)
 
 
 def _absent(folders: Mapping[str, Path | str]) -> dict[str, str]:

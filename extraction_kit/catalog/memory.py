@@ -23,9 +23,16 @@ class Memory:
 
     It is opened at the first use, and again in a forked child: DuckDB's threads do not
     exist there, so the inherited one can be neither used nor closed.
+
+    Parameters
+    ----------
+    *settings : str
+        What is set in it, ``name = value`` in SQL.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str) -> None:
+        # Published files never change: parse each footer once (checked by mtime).
+        self._settings = ("parquet_metadata_cache = true", *settings)
         self.lock = threading.RLock()
         self._database: duckdb.DuckDBPyConnection | None = None
         here = weakref.ref(self)
@@ -42,8 +49,8 @@ class Memory:
         with self.lock:
             if self._database is None:
                 database = duckdb.connect(":memory:", config=CONFIG)
-                # Published files never change: parse each footer once (checked by mtime).
-                database.execute("SET GLOBAL parquet_metadata_cache = true")
+                for setting in self._settings:
+                    database.execute(f"SET GLOBAL {setting}")
                 self._database = database
             return self._database.cursor()
 

@@ -52,9 +52,9 @@ Ask = Callable[[str], duckdb.DuckDBPyRelation]
 
 
 def search(ask: Ask, text: str, *, vocab: str, peaks: str, runs: str | None) -> str:
-    """Return the SQL of a search for `text`, whose ids are looked up now.
+    """Return the SQL of a search for `text`, whose tokens are looked up now.
 
-    With the ids in it, of an index only the rows of these tokens are read.
+    With their ids in it, of an index only the rows of these tokens are read.
 
     Parameters
     ----------
@@ -73,23 +73,26 @@ def search(ask: Ask, text: str, *, vocab: str, peaks: str, runs: str | None) -> 
         No token has this text.
     """
     wanted = ", ".join(_literal(form) for form in forms_of(text))
-    found = ask(f"SELECT DISTINCT token_id FROM {vocab} WHERE text IN ({wanted})")  # noqa: S608 - quoted
-    ids = [token for (token,) in found.fetchall()]
-    if not ids:
+    tokenizer = "" if runs is None else "tokenizer_digest, "
+    tokens = ask(
+        f"SELECT DISTINCT {tokenizer}token_id, text FROM {vocab} WHERE text IN ({wanted})"  # noqa: S608 - quoted
+    ).fetchall()
+    if not tokens:
         raise BadQuery(_no_token(ask, text, vocab))
-    rows = f"(FROM {peaks} WHERE token IN ({', '.join(map(str, sorted(ids)))}))"
-    texts = f"text FROM {vocab} WHERE text IN ({wanted})"
+    ids = ", ".join(str(token) for *_, token, _ in tokens)
+    named = ", ".join(
+        f"({', '.join(_literal(one) if isinstance(one, str) else str(one) for one in row)})"
+        for row in tokens
+    )
+    keys = f"({tokenizer}token)"
+    rows = f"(FROM {peaks} WHERE token IN ({ids}))"
+    texts = f"(VALUES {named}) AS texts({tokenizer}token, text) USING {keys}"
     if runs is None:
-        return (
-            f"SELECT {FOUND} FROM {rows} "  # noqa: S608 - ours
-            f"JOIN (SELECT token_id AS token, {texts}) USING (token) "
-            f"ORDER BY {ORDER}, feature"
-        )
+        return f"SELECT {FOUND} FROM {rows} JOIN {texts} ORDER BY {ORDER}, feature"  # noqa: S608 - ours
     return (
         f"SELECT run_id, training_id, {FOUND} FROM {rows} "  # noqa: S608 - ours
         f"JOIN (SELECT run_id, training_id, tokenizer_digest FROM {runs}) USING (run_id) "
-        f"JOIN (SELECT tokenizer_digest, token_id AS token, {texts}) "
-        f"USING (tokenizer_digest, token) ORDER BY {ORDER}, run_id, feature"
+        f"JOIN {texts} ORDER BY {ORDER}, run_id, feature"
     )
 
 

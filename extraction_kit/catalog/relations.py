@@ -1,6 +1,7 @@
 """What can be named in SQL: the same in the notebook and in the snapshot."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ VIEWS = (*RESULT_TABLES, PEAKS, CONTEXTS, VOCAB)
 """What is read from files when it is asked for."""
 FILES = "files"
 """Schema of the views that name the files; those without a schema only read them."""
+_FOLDERS = f"{FILES}.folders()"
+"""Of all runs whose results are there, where all views are made at once."""
 
 
 def columns_of(table: Table) -> tuple[Column, ...]:
@@ -122,19 +125,26 @@ def populate(
         for table in LEDGER_TABLES:
             make_table(connection, table, getattr(rows, table.name))
         make_labels(connection)
-        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {FILES}")
+        make_names(connection)
+        folders = sorted(map(str, rows.folders.values()))
+        names = ", ".join(literal(_exact(_absolute(folder))) for folder in folders)
+        connection.execute(
+            f"CREATE OR REPLACE MACRO {_FOLDERS} AS CAST([{names}] AS VARCHAR[])"
+        )
         for table in VIEWS:
-            query = with_labels(table, select_of(table, rows, careful=careful), rows)
-            make_view(connection, table, query, schema=FILES)
-        name_views(connection)
+            query = _select_at_once(table, rows, folders, careful=careful)
+            make_view(connection, table, with_labels(table, query, rows), schema=FILES)
 
 
-def name_views(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make or replace the views without a schema, with comments, and the macros.
+def make_names(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make all views, empty, with comments, and the macros; the ledger's tables are there.
 
-    Each comment copies its view: with the names of ten thousand files in it that takes long.
+    Each comment copies its view, and whatever names a view looks for all of its files: with
+    ten thousand of them that takes long. So those that name files come last.
     """
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {FILES}")
     for table in VIEWS:
+        make_view(connection, table, "", schema=FILES)
         make_view(connection, table, f"FROM {FILES}.{table.name}")
     make_macros(connection)
 
@@ -173,7 +183,7 @@ def make_view(
 ) -> None:
     """Make or replace a view; without a query it is empty.
 
-    It has comments unless it is in a schema: see `name_views`.
+    It has comments unless it is in a schema: see `make_names`.
     """
     columns = columns_of(table)
     if not query:
@@ -196,6 +206,23 @@ def with_labels(table: Table, query: str, rows: CatalogRows) -> str:
     return labelled(query, has_labels=rows.label_history.num_rows > 0)
 
 
+def _select_at_once(
+    table: Table, rows: CatalogRows, folders: Sequence[str], *, careful: bool
+) -> str:
+    """Return `select_of` a table where `_FOLDERS` and the views before it have been made.
+
+    The names of a thousand folders are there once, instead of six times.
+    """
+    if table is PEAKS:
+        examples, tokens = (f"{FILES}.{one.name}" for one in (EXAMPLES, TOKENS))
+        return peaks_of(examples, tokens, by="run_id, ")
+    paths = _paths_of(table, rows, careful=careful)
+    if not paths or paths != list(_files(folders, table)):
+        return _select(table, paths)
+    file = literal(f"/{table.file}")
+    return _select_from(table, f"list_transform({_FOLDERS}, lambda one: one || {file})")
+
+
 def select_of(table: Table, rows: CatalogRows, *, careful: bool = False) -> str:
     """Return the SQL that reads a table of `VIEWS` from its own files; "" without any.
 
@@ -207,22 +234,27 @@ def select_of(table: Table, rows: CatalogRows, *, careful: bool = False) -> str:
         )
         counted = f"({tokens})" if tokens else None
         return peaks_of(f"({examples})", counted, by="run_id, ") if examples else ""
+    return _select(table, _paths_of(table, rows, careful=careful))
+
+
+def _paths_of(table: Table, rows: CatalogRows, *, careful: bool) -> list[str]:
     paths = {
         CONTEXTS: rows.corpora.values,
         VOCAB: rows.vocabs.values,
     }.get(table, lambda: _files(rows.folders.values(), table))()
-    usable = _readable_first(table, map(str, paths), careful=careful)
-    return _select(table, _key(table), usable)
+    return _readable_first(table, map(str, paths), careful=careful)
 
 
 def _files(folders: Iterable[Path | str], table: Table) -> Iterable[str]:
     return (f"{folder}/{table.file}" for folder in folders)  # 10,000 times: no `Path`
 
 
-def _select(table: Table, key: _Key, paths: Sequence[str]) -> str:
-    if not paths:
-        return ""
-    source = scan(paths, options=", filename=true")
+def _select(table: Table, paths: Sequence[str]) -> str:
+    return _select_from(table, _list_of(paths)) if paths else ""
+
+
+def _select_from(table: Table, paths: str) -> str:
+    key, source = _key(table), _scan(paths, options=", filename=true")
     return f'SELECT {key.sql} AS "{key.column.name}", {names_of(table)} FROM {source}'  # noqa: S608 - our own names
 
 
@@ -280,26 +312,33 @@ def comment(
     connection.execute("; ".join(said))
 
 
-def scan(paths: Iterable[Path | str], options: str = "") -> str:
+def scan(paths: Iterable[Path | str]) -> str:
     """Return the SQL that reads exactly these Parquet files.
 
     Nothing is taken from names of folders (``user=ek`` is no column), and characters of
     patterns in a path stand for themselves. Paths are absolute: a snapshot's views resolve
     against the reader's working directory.
     """
-    names = ", ".join(literal(_exact(_absolute(str(path)))) for path in paths)
-    return f"read_parquet([{names}], hive_partitioning=false{options})"
+    return _scan(_list_of(paths))
+
+
+def _scan(paths: str, options: str = "") -> str:
+    return f"read_parquet({paths}, hive_partitioning=false{options})"
+
+
+def _list_of(paths: Iterable[Path | str]) -> str:
+    return f"[{', '.join(literal(_exact(_absolute(str(path)))) for path in paths)}]"
 
 
 def _absolute(path: str) -> str:
     return path if os.path.isabs(path) else os.path.abspath(path)  # noqa: PTH117, PTH100 - 10,000 times
 
 
-_PATTERN = str.maketrans({letter: f"[{letter}]" for letter in "*?["})
+_PATTERN = re.compile(r"([*?\[])")
 
 
 def _exact(path: str) -> str:
-    return path.translate(_PATTERN)
+    return _PATTERN.sub(r"[\1]", path) if _PATTERN.search(path) else path
 
 
 def literal(text: str) -> str:

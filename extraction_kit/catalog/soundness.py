@@ -32,14 +32,24 @@ def require_sound(path: Path) -> None:
         The run is of a newer release, so that its columns are not known.
     """
     try:
-        status = path.stat()
+        identity = identity_of(path)
     except OSError as error:
         raise ResultsDamaged(f"{path} cannot be read: {error}. {ADVICE}") from None
-    _check(path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    _check(path, identity)
+
+
+Identity = tuple[int, ...]
+"""What changes when the bytes of a file do."""
+
+
+def identity_of(path: Path) -> Identity:
+    """Return what tells whether a file is still the same."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @functools.lru_cache(maxsize=4096)
-def _check(path: Path, _identity: tuple[int, ...]) -> None:
+def _check(path: Path, _identity: Identity) -> None:
     """Raise what `require_sound` says; only that a file is sound is remembered."""
     manifest = read_manifest(path.parent)
     if manifest is None:

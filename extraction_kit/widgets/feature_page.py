@@ -9,7 +9,7 @@ import pyarrow as pa
 from extraction_kit.catalog.asking import manifest_of
 from extraction_kit.catalog.listing import MEASURES
 from extraction_kit.catalog.reading import texts_of, why_absent
-from extraction_kit.catalog.sorted_file import SortedFile
+from extraction_kit.catalog.sorted_file import published
 from extraction_kit.catalog.tables import (
     EXAMPLES,
     FEATURES,
@@ -51,7 +51,7 @@ class FeaturePages:
         self._browsed = browsed
         manifest = _manifest(browsed)
         self._files = {
-            table.name: SortedFile(browsed.folder / table.file) for table in _READ
+            table.name: published(browsed.folder / table.file) for table in _READ
         }
         self._after = int(manifest["config"]["window"][1])
         self._absent = {

@@ -2,8 +2,9 @@
 
 import pytest
 
+from extraction_kit.catalog import sorted_file
 from extraction_kit.catalog.listing import MEASURES, Listing, Named
-from extraction_kit.catalog.sorted_file import KEPT_GROUPS, SortedFile
+from extraction_kit.catalog.sorted_file import SortedFile
 from extraction_kit.catalog.tables import EXAMPLES
 from extraction_kit.errors import BadQuery, ResultsDamaged
 from tests.results_to_browse import DEAD, LOUD, write_result
@@ -112,18 +113,25 @@ def test_a_list_survives_the_way_to_the_page_and_back():
     assert Listing.from_dict(chosen.to_dict()) == chosen
 
 
-def test_the_rows_of_a_feature_are_found_in_whatever_row_group_they_are(result):
+def test_the_rows_of_a_feature_are_found_in_whatever_row_group_they_are(
+    result, monkeypatch
+):
     path = result._results() / EXAMPLES.file
     file = SortedFile(path)
-    assert file._footer.num_row_groups > KEPT_GROUPS
+    monkeypatch.setattr(sorted_file, "KEPT_BYTES", 2 * file._group(0).nbytes)
+    assert file._footer.num_row_groups > 3
     for feature in [*range(0, 600, 7), DEAD, 599, 0]:
         expected = result.examples(feature).fetchall()
         rows = [row for row in file.rows(feature).to_pylist() if row["group"] == "top"]
         assert [(row["feature"], row["rank"]) for row in rows] == [
             (row[0], row[2]) for row in expected
         ]
+    assert 1 < len(file._kept) < file._footer.num_row_groups
     assert file.rows(DEAD).num_rows == 0
     assert file.rows(600).num_rows == 0
+    several = file.rows(599, 300, DEAD, 0, 300)["feature"].to_pylist()
+    assert several == sorted(several)
+    assert len(several) == sum(file.rows(one).num_rows for one in (0, 300, 599))
 
 
 def test_a_damaged_file_is_named(tmp_path):
