@@ -7,7 +7,13 @@ import duckdb
 
 from extraction_kit.atomic import write_new_file
 from extraction_kit.catalog.memory import CONFIG
-from extraction_kit.catalog.relations import CatalogRows, literal, make_macros, populate
+from extraction_kit.catalog.relations import (
+    CatalogRows,
+    comment_all,
+    literal,
+    make_macros,
+    populate,
+)
 from extraction_kit.catalog.snapshot import STORAGE_VERSION
 from extraction_kit.catalog.tables import (
     CATALOG,
@@ -85,30 +91,9 @@ def _build(path: Path, rows: CatalogRows, run_ids: Sequence[str]) -> None:
             connection.execute(
                 f"CREATE TABLE export.{table.name} AS FROM {table.name} WHERE {wanted}"
             )
-        _copy_comments(connection)
         connection.execute("USE export")
         make_macros(connection)
+        comment_all(connection, views="TABLE")
         connection.execute("CHECKPOINT")
         connection.execute("USE memory")
         connection.execute("DETACH export")
-
-
-def _copy_comments(connection: duckdb.DuckDBPyConnection) -> None:
-    tables = connection.execute(
-        "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'memory' "
-        "UNION ALL "
-        "SELECT view_name, comment FROM duckdb_views() WHERE database_name = 'memory'"
-    ).fetchall()
-    columns = connection.execute(
-        "SELECT table_name, column_name, comment FROM duckdb_columns() "
-        "WHERE database_name = 'memory'"
-    ).fetchall()
-    ours = {table.name for table in CATALOG}
-    for name, comment in tables:
-        if name in ours and comment:
-            connection.execute(f"COMMENT ON TABLE export.{name} IS {literal(comment)}")
-    for name, column, comment in columns:
-        if name in ours and comment:
-            connection.execute(
-                f'COMMENT ON COLUMN export.{name}."{column}" IS {literal(comment)}'
-            )

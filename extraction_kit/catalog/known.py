@@ -19,6 +19,7 @@ from extraction_kit.catalog.relations import (
     FILES,
     VIEWS,
     CatalogRows,
+    comment_all,
     in_one_step,
     make_labels,
     make_names,
@@ -40,6 +41,8 @@ LATER = (EVENTS, *VIEWS)
 
 _BY_NAME = re.compile(r"query(_table)?\s*\(")
 """Functions of DuckDB to which the name of a relation is a value."""
+_COMMENTS = re.compile(r"duckdb_|information_schema|pg_")
+"""Where comments can be seen: to put them on takes longer than most questions."""
 
 
 _FEW = 100
@@ -74,6 +77,7 @@ class Known:
         self._made: dict[Table, _Made] = {}
         self._macros: dict[str, str] = {}
         self._absent = _absent(rows.folders)
+        self._commented = False
 
     @property
     def folders(self) -> Mapping[str, Path]:
@@ -135,6 +139,7 @@ class Known:
         self._absent = {one: path for one, path in self._absent.items() if one not in gone}
         self._absent |= _absent(new.folders)
         self._change += 1
+        self._commented = False  # what was made anew has none
 
     def _is_known(self, table: Table, new: CatalogRows) -> bool:
         """Tell whether rows are columns of plain values, and those that are there already."""
@@ -151,10 +156,14 @@ class Known:
             if table.name in named and self._made.get(table) != now:
                 if table is EVENTS:
                     make_table(connection, table, self._rows.events)
+                    self._commented = False
                 else:
                     select = with_labels(table, self._select(table, now.index), self._rows)
                     make_view(connection, table, select, schema=FILES)
                 self._made[table] = now
+        if not self._commented and _COMMENTS.search(query.lower()):
+            comment_all(connection)
+            self._commented = True
 
     def _named(self, query: str) -> set[str]:
         """Return the relations that `query` may read: too many are no harm, one too few is.
@@ -197,7 +206,7 @@ def _absent(folders: Mapping[str, Path | str]) -> dict[str, str]:
     absent = {}
     for run_id, path in folders.items():
         folder = str(path)
-        parent, name = os.path.split(folder)
+        parent, _, name = folder.rpartition(os.sep)
         if parent not in there:
             there[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else set()  # noqa: PTH208, PTH112 - 10,000 times
         if name not in there[parent]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
@@ -126,10 +127,10 @@ def populate(
             make_table(connection, table, getattr(rows, table.name))
         make_labels(connection)
         make_names(connection)
+        comment_all(connection)
         folders = sorted(map(str, rows.folders.values()))
-        names = ", ".join(literal(_exact(_absolute(folder))) for folder in folders)
         connection.execute(
-            f"CREATE OR REPLACE MACRO {_FOLDERS} AS CAST([{names}] AS VARCHAR[])"
+            f"CREATE OR REPLACE MACRO {_FOLDERS} AS CAST({_list_of(folders)} AS VARCHAR[])"
         )
         for table in VIEWS:
             query = _select_at_once(table, rows, folders, careful=careful)
@@ -137,10 +138,10 @@ def populate(
 
 
 def make_names(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make all views, empty, with comments, and the macros; the ledger's tables are there.
+    """Make all views, empty, and the macros; the ledger's tables are there.
 
-    Each comment copies its view, and whatever names a view looks for all of its files: with
-    ten thousand of them that takes long. So those that name files come last.
+    Whatever names a view looks for all of its files: with ten thousand of them that takes
+    long. So those that name files come last.
     """
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {FILES}")
     for table in VIEWS:
@@ -150,28 +151,23 @@ def make_names(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def make_macros(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make or replace the macros of the catalog, with comments."""
+    """Make or replace the macros of the catalog."""
     for macro in MACROS:
         connection.execute(macro.definition)
-        connection.execute(
-            f"COMMENT ON MACRO TABLE {macro.name} IS {literal(macro.comment)}"
-        )
 
 
 def make_labels(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make or replace the table of labels from the one of their history, with comments."""
+    """Make or replace the table of labels from the one of their history."""
     connection.execute(
         f"CREATE OR REPLACE TABLE {LABELS.name} AS {labels_of(LABEL_HISTORY)}"
     )
-    comment(connection, LABELS, kind="TABLE", columns=LABELS.columns)
 
 
 def make_table(connection: duckdb.DuckDBPyConnection, table: Table, rows: Rows) -> None:
-    """Make or replace a table of the ledger's rows, with comments."""
+    """Make or replace a table of the ledger's rows."""
     connection.register("_content", rows_table(table, rows))
     connection.execute(f"CREATE OR REPLACE TABLE {table.name} AS FROM _content")
     connection.unregister("_content")
-    comment(connection, table, kind="TABLE", columns=table.columns)
 
 
 def make_view(
@@ -181,18 +177,13 @@ def make_view(
     *,
     schema: str | None = None,
 ) -> None:
-    """Make or replace a view; without a query it is empty.
-
-    It has comments unless it is in a schema: see `make_names`.
-    """
+    """Make or replace a view; without a query it is empty."""
     columns = columns_of(table)
     if not query:
         typed = ", ".join(f'NULL::{c.type} AS "{c.name}"' for c in columns)
         query = f"SELECT {typed} WHERE false"
     name = table.name if schema is None else f"{schema}.{table.name}"
     connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
-    if schema is None:
-        comment(connection, table, kind="VIEW", columns=columns)
 
 
 def _key(table: Table) -> _Key:
@@ -296,20 +287,25 @@ def is_bindable(table: Table, path: Path | str) -> bool:
     return True
 
 
-def comment(
-    connection: duckdb.DuckDBPyConnection,
-    table: Table,
-    *,
-    kind: str,
-    columns: Iterable[Column],
+def comment_all(
+    connection: duckdb.DuckDBPyConnection, *, views: Literal["VIEW", "TABLE"] = "VIEW"
 ) -> None:
-    """Put meanings and units on a table and its columns."""
-    said = [f"COMMENT ON {kind} {table.name} IS {literal(table.meaning)}"]
-    said += [
-        f'COMMENT ON COLUMN {table.name}."{column.name}" IS {literal(column.comment)}'
-        for column in columns
-    ]
-    connection.execute("; ".join(said))
+    """Put meanings and units on all tables, views, columns and macros of the catalog.
+
+    `views` tells what those of `VIEWS` are.
+    """
+    for table in CATALOG:
+        kind = views if table in VIEWS else "TABLE"
+        said = [f"COMMENT ON {kind} {table.name} IS {literal(table.meaning)}"]
+        said += [
+            f'COMMENT ON COLUMN {table.name}."{column.name}" IS {literal(column.comment)}'
+            for column in columns_of(table)
+        ]
+        connection.execute("; ".join(said))
+    for macro in MACROS:
+        connection.execute(
+            f"COMMENT ON MACRO TABLE {macro.name} IS {literal(macro.comment)}"
+        )
 
 
 def scan(paths: Iterable[Path | str]) -> str:
@@ -327,18 +323,23 @@ def _scan(paths: str, options: str = "") -> str:
 
 
 def _list_of(paths: Iterable[Path | str]) -> str:
-    return f"[{', '.join(literal(_exact(_absolute(str(path)))) for path in paths)}]"
+    names = [_absolute(str(path)) for path in paths]
+    if _SPECIAL.search("".join(names)):
+        names = [_exact(name).replace("'", "''") for name in names]
+    listed = "', '".join(names)
+    return f"['{listed}']" if names else "[]"
 
 
 def _absolute(path: str) -> str:
     return path if os.path.isabs(path) else os.path.abspath(path)  # noqa: PTH117, PTH100 - 10,000 times
 
 
-_PATTERN = re.compile(r"([*?\[])")
+_SPECIAL = re.compile(r"['*?\[]")
+_PATTERN = str.maketrans({letter: f"[{letter}]" for letter in "*?["})
 
 
 def _exact(path: str) -> str:
-    return _PATTERN.sub(r"[\1]", path) if _PATTERN.search(path) else path
+    return path.translate(_PATTERN)
 
 
 def literal(text: str) -> str:

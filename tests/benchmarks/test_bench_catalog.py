@@ -225,15 +225,28 @@ def one_run(workspace, plain, folder: Path) -> list[Row]:
     bench = workspace._bench
     run_id = next(iter(cataloguing.catalog_rows(bench).folders))
     results, corpus = bench.paths.results_of(run_id), corpus_in(workspace)
-    feature, key = 1234, f"{0:016x}"
+    key = f"{0:016x}"
+    n_json = large.D_SAE // SHARE_OF_JSON
+    live = reading.features(results).filter(f"NOT dead AND feature < {n_json}")
+    order = np.random.default_rng(0).permutation(
+        live.project("feature").fetchnumpy()["feature"]
+    )
+    features = map(int, order)  # another one each time, as a person looks through them
 
     def top():
         return reading.features(results).order("max_act DESC").limit(50).fetchall()
 
     def windows():
+        contexts = corpus.path / "contexts.parquet"
         return reading.example_windows(
-            results, feature, contexts=corpus.path / "contexts.parquet", vocab=corpus.vocab
+            results, next(features), contexts=contexts, vocab=corpus.vocab
         )
+
+    def histogram():
+        return reading.histogram(results, next(features))
+
+    def of_json():
+        return feature_of_json(folder, next(features))
 
     texts = dict(
         duckdb.read_parquet(str(corpus.vocab)).project("token_id, text").fetchall()
@@ -242,28 +255,28 @@ def one_run(workspace, plain, folder: Path) -> list[Row]:
 
     def windows_of_table():
         rows = plain.sql(
-            f"FROM examples WHERE run_id = '{key}' AND feature = {feature}"
+            f"FROM examples WHERE run_id = '{key}' AND feature = {next(features)}"
         ).fetchall()
         return [
             [texts[token] for token in tokens[row[4], row[6] : row[5] + 17]] for row in rows
         ]
 
     assert len(top()) == 50
-    assert len(windows()) == 20
-    assert windows()[0].tokens[0].startswith(" word")
+    found = [windows() for _ in range(3)]
+    assert {len(one) for one in found} == {20}
+    assert all(one[0].tokens[0].startswith(" word") for one in found)
     scaled = f"    JSON files (a {SHARE_OF_JSON}th, times {SHARE_OF_JSON})"
-    hist = f"SELECT hist FROM histograms WHERE run_id = '{key}' AND feature = {feature}"  # noqa: S608 - ours
+    hist = f"SELECT hist FROM histograms WHERE run_id = '{key}' AND feature = {{}}"  # noqa: S608 - ours
     return [
         timed("one run: top 50 features", top, target=15),
         timed("    one DuckDB table", lambda: plain.sql(TOP.format("features", key)).fetchall()),
         timed(scaled, lambda: top_of_json(folder), n=3, times=SHARE_OF_JSON),
         timed("one run: 20 decoded examples of a feature", windows, target=20),
         timed("    one DuckDB table, contexts in memory", windows_of_table),
-        timed("    JSON files", lambda: feature_of_json(folder, feature)["activations"]),
-        timed("one run: histogram of a feature", lambda: reading.histogram(results, feature),
-              target=5),
-        timed("    one DuckDB table", lambda: plain.sql(hist).fetchall()),
-        timed("    JSON files", lambda: feature_of_json(folder, feature)),
+        timed("    JSON files", lambda: of_json()["activations"]),
+        timed("one run: histogram of a feature", histogram, target=5),
+        timed("    one DuckDB table", lambda: plain.sql(hist.format(next(features))).fetchall()),
+        timed("    JSON files", of_json),
     ]  # fmt: skip
 
 
