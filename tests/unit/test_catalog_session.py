@@ -130,20 +130,6 @@ def test_a_run_committed_later_is_seen_and_an_idle_ledger_is_not_read_again(
     assert ledger.asked == 2
 
 
-@pytest.mark.parametrize("named", ["runs", "labels", "events", "features"])
-def test_the_session_explains_itself_also_after_a_refresh(session, ledger, named):
-    query = (
-        "SELECT column_name, comment FROM duckdb_columns() "
-        "WHERE table_name = ? AND schema_name = 'main'"
-    )
-    table = next(table for table in CATALOG if table.name == named)
-    meant = {column.name: column.comment for column in table.columns}
-    for run_id in ("00000000000000aa", "00000000000000bb"):
-        ledger.commit(run_id, synthetic())
-        session.sql(f"FROM {named}").fetchall()
-        assert meant.items() <= dict(session.sql(query, [named]).fetchall()).items()
-
-
 def test_a_staged_run_is_not_seen(session, ledger):
     made = synthetic()
     ledger.commit("00000000000000aa", made)
