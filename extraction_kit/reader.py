@@ -167,7 +167,7 @@ class ResultReader(ABC):
                 f"compare={other!r}: a run is compared with a run; type compare=ws.run('...')"
             )
         folders = self.results_folder, other.results_folder
-        if folders[0].samefile(folders[1]):
+        if folders[0].resolve() == folders[1].resolve():
             raise BadQuery("both runs are the same one: pass another one as compare=")
         pairing = comparison.pair(*folders, match=match, cache=self._cache())
         from extraction_kit.widgets.against import Against  # noqa: PLC0415 - only when shown
