@@ -4,18 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from extraction_kit import atomic
 from extraction_kit.catalog.asking import manifest_of
 from extraction_kit.catalog.comparing import side_by_side
 from extraction_kit.errors import BadQuery, BadSae
-from extraction_kit.reader import ResultReader
 
 if TYPE_CHECKING:
     import duckdb
@@ -24,25 +26,63 @@ MATCHES = ("auto", "number", "decoder")
 _PROGRAM = "import sys; from extraction_kit.sources.matching import main; main(sys.argv[1])"
 
 
-def compare(
-    a: ResultReader, b: ResultReader, *, match: str, cache: Path
-) -> "duckdb.DuckDBPyRelation":
-    """Return two results side by side. See `Workspace.compare`."""
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """Which feature of a second result belongs to each feature of a first one."""
+
+    file: Path | None
+    """Parquet with ``feature_a``, ``feature_b``, ``cosine`` of their decoder rows and, if
+    they were matched by it, ``mutual``; None: the feature of the same number."""
+    one_sae: bool
+    """Whether both are known to be of the same weights."""
+    one_model: bool
+    """Whether both are known to be of the same model."""
+
+
+def compare(a: Path, b: Path, *, match: str, cache: Path) -> "duckdb.DuckDBPyRelation":
+    """Return two published results side by side. See `Workspace.compare`."""
+    file = pair(a, b, match=match, cache=cache).file
+    return side_by_side(a, b, None if file is None else pq.read_table(file))
+
+
+def pair(a: Path, b: Path, *, match: str, cache: Path) -> Pairing:
+    """Return which features of two published results belong together.
+
+    Parameters
+    ----------
+    a, b : Path
+        Folders of the results.
+    match : str
+        As in `Workspace.compare`.
+    cache : Path
+        Where matches of decoders are kept.
+
+    Raises
+    ------
+    BadQuery
+        They cannot be compared; the message says why.
+    BadSae
+        The weights of an SAE are not where they were registered, or are damaged.
+    """
     if match not in MATCHES:
         known = ", ".join(map(repr, MATCHES))
         raise BadQuery(f"match={match!r}: one of {known} is allowed")
-    first, second = a.results_folder, b.results_folder
-    trainings = [manifest_of(folder)["training"] for folder in (first, second)]
+    trainings = [manifest_of(folder)["training"] for folder in (a, b)]
     specs = [training["sae"] for training in trainings]
+    models = [training["model"] for training in trainings]
+    one_sae, one_model = _identical(*specs), _identical(*models)
     if not all(spec["digest"] for spec in specs):
         _check_objects(specs, match=match)
-        return side_by_side(first, second, None)
-    if specs[0]["digest"] == specs[1]["digest"] and match != "decoder":
-        return side_by_side(first, second, None)
-    models = [training["model"] for training in trainings]
+        return Pairing(file=None, one_sae=False, one_model=one_model)
+    if one_sae and match != "decoder":
+        return Pairing(file=None, one_sae=one_sae, one_model=one_model)
     _check(specs, models, match=match)
-    pairs = _pairs(specs[0], specs[1], by_number=match == "number", cache=cache)
-    return side_by_side(first, second, pairs)
+    file = _pairs(specs[0], specs[1], by_number=match == "number", cache=cache)
+    return Pairing(file=file, one_sae=one_sae, one_model=one_model)
+
+
+def _identical(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return bool(a["digest"]) and a["digest"] == b["digest"]
 
 
 def _check_objects(specs: list[Mapping[str, Any]], *, match: str) -> None:
@@ -93,9 +133,22 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 def _pairs(
     a: Mapping[str, Any], b: Mapping[str, Any], *, by_number: bool, cache: Path
-) -> pa.Table:
-    found = _matched(a, b, by_number=by_number, cache=cache)
-    feature = np.arange(a["d_sae"], dtype=np.int32)
+) -> Path:
+    """Return the file of `Pairing`; weights never change, so it is kept."""
+    kind = "number" if by_number else "decoder"
+    path = cache / "matches" / f"{a['digest'][:24]}-{b['digest'][:24]}-{kind}.parquet"
+    if not path.exists():
+        asked = json.dumps({"a": dict(a), "b": dict(b), "by_number": by_number})
+
+        def write(target: Path) -> None:
+            pq.write_table(_table(_matched(asked), by_number=by_number), target)
+
+        atomic.write_file(path, write)
+    return path
+
+
+def _table(found: Mapping[str, np.ndarray], *, by_number: bool) -> pa.Table:
+    feature = np.arange(len(found["cosine"]), dtype=np.int32)
     other = feature if by_number else found["other"].astype(np.int32)
     columns = {"feature_a": feature, "feature_b": other, "cosine": found["cosine"]}
     if not by_number:
@@ -103,17 +156,13 @@ def _pairs(
     return pa.table(columns)
 
 
-def _matched(
-    a: Mapping[str, Any], b: Mapping[str, Any], *, by_number: bool, cache: Path
-) -> Mapping[str, np.ndarray]:
-    """Return what `sources.matching` finds; weights never change, so it is kept."""
-    kind = "number" if by_number else "decoder"
-    path = cache / "matches" / f"{a['digest'][:24]}-{b['digest'][:24]}-{kind}.npz"
-    if not path.exists():
-        asked = json.dumps({"a": dict(a), "b": dict(b), "by_number": by_number})
-        atomic.write_file(path, lambda target: _run(asked, target))
-    with np.load(path) as found:
-        return dict(found)
+def _matched(asked: str) -> Mapping[str, np.ndarray]:
+    """Return what `sources.matching` finds."""
+    with tempfile.TemporaryDirectory(prefix="extraction_kit-") as folder:
+        path = Path(folder) / "found.npz"
+        _run(asked, path)
+        with np.load(path) as found:
+            return dict(found)
 
 
 def _run(asked: str, target: Path) -> None:

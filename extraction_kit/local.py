@@ -79,6 +79,9 @@ class LocalResult(ResultReader):
     def _contexts(self) -> Path:
         return self._corpus() / "contexts.parquet"
 
+    def _cache(self) -> Path:
+        return self.folder / "cache"
+
     def _browsed(self) -> Browsed:
         files = {"features": FEATURES, "examples": EXAMPLES}
         names = {
@@ -93,6 +96,7 @@ class LocalResult(ResultReader):
                 Path(training["model"]["source"]).name,
                 training["hookpoint"]["hook_name"],
             ),
+            key=self.folder.name,
             folder=self._results(),
             corpus=corpus,
             names=names | {"vocab": Named(scan([corpus.vocab]))},

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from extraction_kit import plots
+from extraction_kit import comparison, plots
 from extraction_kit.catalog import reading
 from extraction_kit.catalog.asking import manifest_of
 from extraction_kit.catalog.bulk import ResultFiles
 from extraction_kit.catalog.reading import ExampleWindow
+from extraction_kit.errors import BadQuery
 from extraction_kit.interchange import Exports
 from extraction_kit.widgets.browsed import Browsed
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
 
+    from extraction_kit.widgets.against import Against
     from extraction_kit.widgets.browser import FeatureBrowser
 
 
@@ -45,6 +47,10 @@ class ResultReader(ABC):
     @abstractmethod
     def _browsed(self) -> Browsed:
         """Return what the feature browser reads."""
+
+    @abstractmethod
+    def _cache(self) -> Path:
+        """Return the folder for what can be computed again."""
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -111,7 +117,13 @@ class ResultReader(ABC):
         windows = tuple(self.windows(feature, k=k, group=group))
         return ExamplesPage(feature=int(feature), windows=windows, group=group)
 
-    def browse(self, feature: SupportsIndex | None = None) -> "FeatureBrowser":
+    def browse(
+        self,
+        feature: SupportsIndex | None = None,
+        *,
+        compare: "ResultReader | None" = None,
+        match: str = "auto",
+    ) -> "FeatureBrowser":
         """Return the feature browser: a list to sort and filter, and all of one feature.
 
         As the last line of a cell it is shown. What a person sees in it can be read:
@@ -121,15 +133,46 @@ class ResultReader(ABC):
         ----------
         feature : int, optional
             The feature shown at first; None takes the first of the list.
+        compare : Run or LocalResult, optional
+            Shown side by side with this one, A and B: the list has the densities of both
+            and their change, the page statistics, histogram and examples of both. Of one SAE
+            each feature is shown with itself, of two SAEs of one model with the feature of
+            `compare` whose decoder row has the largest cosine with its own.
+        match : str
+            Which features belong together: as in `Workspace.compare`.
 
         Raises
         ------
         UnknownFeature
             `feature` is outside the SAE.
+        RunFailed
+            One of the runs has no result.
+        BadQuery, BadSae
+            The two cannot be compared; the message says why.
         """
         from extraction_kit.widgets.browser import FeatureBrowser  # noqa: PLC0415 - only when shown
 
-        return FeatureBrowser(self._browsed(), feature)
+        return FeatureBrowser(self._browsed(), feature, self._against(compare, match))
+
+    def _against(self, other: "ResultReader | None", match: str) -> "Against | None":
+        """Return the other side of the feature browser; None if nothing is compared."""
+        if other is None:
+            if match == "auto":
+                return None
+            raise BadQuery(
+                f"match={match!r} says how two runs are compared: pass compare=other too"
+            )
+        if not isinstance(other, ResultReader):
+            raise BadQuery(
+                f"compare={other!r}: a run is compared with a run; type compare=ws.run('...')"
+            )
+        folders = self.results_folder, other.results_folder
+        if folders[0].resolve() == folders[1].resolve():
+            raise BadQuery("both runs are the same one: pass another one as compare=")
+        pairing = comparison.pair(*folders, match=match, cache=self._cache())
+        from extraction_kit.widgets.against import Against  # noqa: PLC0415 - only when shown
+
+        return Against(browsed=other._browsed(), pairing=pairing)  # noqa: SLF001 - its own class
 
     def logits(
         self,

@@ -168,6 +168,7 @@ class Watcher:
             title=run.training_id,
             call="run.browse",
             about=(view.model, view.hook_name, f"generation {run.generation}"),
+            key=run_id,
             folder=self.bench.paths.results_of(run_id),
             corpus=corpus,
             names={
@@ -407,6 +408,9 @@ class Run(ResultReader):
 
     def _contexts(self) -> Path:
         return self._watcher.contexts_of(self.run_id)
+
+    def _cache(self) -> Path:
+        return self._watcher.bench.paths.cache
 
     def _browsed(self) -> Browsed:
         self._results()

@@ -300,6 +300,8 @@ class Workspace(Curated):
     ) -> "duckdb.DuckDBPyRelation":
         """Return two completed runs side by side, one row per feature of the first.
 
+        The same to look at, with the examples of both: ``a.browse(compare=b)``.
+
         Of one SAE (another corpus, another config) they are joined by ``feature``. Of two
         SAEs of one model each feature of `a` is paired with the feature of `b` whose decoder
         row has the largest cosine with its own: ``feature_a``, ``feature_b``, ``cosine``,
@@ -332,7 +334,12 @@ class Workspace(Curated):
             The weights of an SAE are not where they were registered, or are damaged.
         """
         first, second = (self.run(one) if isinstance(one, str) else one for one in (a, b))
-        return compare(first, second, match=match, cache=self._bench.paths.cache)
+        return compare(
+            first.results_folder,
+            second.results_folder,
+            match=match,
+            cache=self._bench.paths.cache,
+        )
 
     def __getitem__(self, training_id: str) -> TrainingRuns:
         """Return a training with its runs: ``ws["gpt2-l6"].latest``.

@@ -48,12 +48,16 @@ class Shape:
     n_contexts: int = 400
     n_words: int = 400
     tables: tuple[str, ...] = ("logits", "neighbours", "tokens")
+    seed: int = 0
+    name: str = "synthetic"
+    sae: str = "5ae"
+    """Digest of the SAE."""
 
 
 def write_result(folder: Path, shape: Shape | None = None) -> LocalResult:
     """Write corpus and result into `folder` as `extract_here` does, and open it."""
     shape = shape or Shape()
-    chance = np.random.default_rng(0)
+    chance = np.random.default_rng(shape.seed)
     texts = [*HOSTILE, *WORDS, *(f" word{i}" for i in range(shape.n_words))]
     tokens = chance.integers(
         len(HOSTILE), len(texts), (shape.n_contexts, CONTEXT_SIZE), dtype=np.int32
@@ -62,8 +66,16 @@ def write_result(folder: Path, shape: Shape | None = None) -> LocalResult:
     corpus = _write_corpus(folder, tokens, texts)
     manifest = {
         "training": {
-            "training_id": "synthetic",
-            "model": {"source": "made/for-tests"},
+            "training_id": shape.name,
+            "model": {"source": "made/for-tests", "digest": "0de1"},
+            "sae": {
+                "digest": shape.sae,
+                "path": "made",
+                "architecture": "topk",
+                "d_in": 8,
+                "d_out": None,
+                "d_sae": shape.d_sae,
+            },
             "hookpoint": {"hook_name": "blocks.5.hook_resid_post"},
         },
         "corpus": {**corpus_record(corpus), "path": str(corpus.path)},

@@ -6,6 +6,7 @@ import duckdb
 import pyarrow as pa
 
 from extraction_kit.catalog.asking import in_memory, memory, readable
+from extraction_kit.catalog.listing import BESIDE, Named
 from extraction_kit.catalog.macros import compared
 from extraction_kit.catalog.relations import scan
 from extraction_kit.catalog.soundness import require_sound
@@ -56,3 +57,41 @@ def side_by_side(a: Path, b: Path, pairs: pa.Table | None) -> duckdb.DuckDBPyRel
                 f"JOIN {second} AS b ON b.feature = feature_b ORDER BY feature_a"
             )
         )
+
+
+def beside(a: Named, b: Named, pairs: Path | None) -> Named:
+    """Return the features of one result with those of another beside them, in SQL.
+
+    Parameters
+    ----------
+    a, b : Named
+        Their ``features``.
+    pairs : Path, optional
+        Parquet with ``feature_a``, ``feature_b`` and others that are kept; None pairs the
+        same numbers.
+
+    Returns
+    -------
+    Named
+        The columns of `a` under their own names, ``feature_b``, and what
+        `listing.BESIDE` names; one row per feature of `a`.
+    """
+    indent = " " * 4
+    kept, on, pairing = [], "b.feature = a.feature", ""
+    if pairs is not None:
+        kept, on = ["p.* EXCLUDE (feature_a, feature_b)"], "b.feature = p.feature_b"
+        pairing = f"\n  JOIN {scan([pairs])} AS p ON p.feature_a = a.feature"
+    shown = [
+        "a.*",
+        *kept,
+        *(f"b.{name} AS {name}_b" for name in ("feature", *BESIDE, "dead")),
+        "log2(nullif(b.density, 0) / nullif(a.density, 0)) AS log2_ratio",
+        "abs(log2_ratio) AS abs_log2_ratio",
+        "log2(nullif(b.max_act, 0) / nullif(a.max_act, 0)) AS max_log2_ratio",
+    ]
+    columns = ",\n    ".join(shown)
+    return Named(
+        f"(\n  SELECT\n    {columns}\n"
+        f"  FROM ({a.select('*', indent=indent)}) AS a{pairing}\n"
+        f"  JOIN ({b.select('*', indent=indent)}) AS b ON {on}\n)"
+    )

@@ -1,10 +1,11 @@
 """Which features a list shows, and in which order: a closed set of choices, as SQL."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from extraction_kit.catalog.macros import COMPARED
 from extraction_kit.catalog.relations import literal
 from extraction_kit.catalog.tables import FEATURES
 from extraction_kit.errors import BadQuery
@@ -18,7 +19,20 @@ MEASURES = tuple(
     if column.name not in _NO_MEASURES and column.type != "VARCHAR"
 )
 """What a list may show beside a feature and sort by."""
+BESIDE = tuple(name for name in COMPARED if name != "dead")
+"""Of the other run of a comparison, under these names with ``_b`` behind them."""
+CHANGE = "log2_ratio"
+COMPARING: Mapping[str, str] = {
+    CHANGE: "log2 of density_b / density; NULL if dead in one of the runs",
+    "abs_log2_ratio": "size of the change of density: abs(log2_ratio)",
+    "max_log2_ratio": "log2 of max_act_b / max_act; NULL if dead in one of the runs",
+    "cosine": "of the decoder rows of both features",
+    **{f"{name}_b": f"{name} in the other run" for name in BESIDE},
+}
+"""What a list of a comparison may show and sort by too: name to meaning."""
 LIVES = ("all", "alive", "dead")
+LIVES_COMPARING = ("only_a", "only_b")
+"""Alive in one run of a comparison only; the others then mean both of them."""
 MAX_TEXT = 200
 Range = tuple[float | None, float | None]
 
@@ -44,7 +58,8 @@ class Named:
 
 
 Names = Mapping[str, Named]
-"""``features``, ``examples`` and ``vocab`` of one result."""
+"""``features``, ``examples`` and ``vocab`` of one result; of a comparison, ``features`` with
+those of the other result beside them, and its ``examples_b`` and ``vocab_b``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +73,7 @@ class Listing:
     """
 
     sort: str = "feature"
-    """``feature``, ``label``, or one of `MEASURES`; absent values come last."""
+    """``feature``, ``label``, or one of `MEASURES` or `COMPARING`; absent values come last."""
     descending: bool = False
     measure: str = "max_act"
     """The measure shown beside the density."""
@@ -75,9 +90,9 @@ class Listing:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _check("sort", self.sort, ("feature", LABEL, *MEASURES))
-        _check("measure", self.measure, MEASURES)
-        _check("life", self.life, LIVES)
+        _check("sort", self.sort, ("feature", LABEL, *MEASURES, *COMPARING))
+        _check("measure", self.measure, (*MEASURES, *COMPARING))
+        _check("life", self.life, (*LIVES, *LIVES_COMPARING))
         if not isinstance(self.descending, bool):
             raise BadQuery(f"descending={self.descending!r}: True or False is allowed")
         for name in ("density", "max_act"):
@@ -114,7 +129,7 @@ class Listing:
         plain["among"] = None if self.among is None else list(self.among)
         return plain
 
-    def sql(self, names: Names, *, labelled: bool) -> str:
+    def sql(self, names: Names, *, labelled: bool, comparing: Collection[str] = ()) -> str:
         """Return the SELECT that gives the list, of the tables `names`.
 
         Parameters
@@ -123,51 +138,78 @@ class Listing:
             The tables of the result.
         labelled : bool
             Whether ``features`` has a column ``label``.
+        comparing : collection of str
+            Which of `COMPARING` it has; nothing if this is no comparison.
 
         Raises
         ------
         BadQuery
-            Labels are asked for and there are none.
+            Labels or what only a comparison has are asked for, and are not there.
         """
         if not labelled and (self.label or self.sort == LABEL):
             raise BadQuery("the features of this result have no labels")
-        columns = ["feature", "density", *([LABEL] if labelled else []), self.measure]
+        self._check_comparing(comparing)
+        both = ["feature_b", "density_b", CHANGE] if comparing else []
+        labels = [LABEL] if labelled else []
+        columns = ["feature", "density", *both, *labels, self.measure]
         order = "DESC" if self.descending else "ASC"
         by = f"{self.sort} {order} NULLS LAST"
         ties = "" if self.sort == "feature" else ", feature"
         shown = ", ".join(dict.fromkeys(columns))
-        query = names["features"].select(shown, *self._conditions(names))
+        query = names["features"].select(
+            shown, *self._conditions(names, both=bool(comparing))
+        )
         return f"{query}\nORDER BY {by}{ties}"
 
-    def _conditions(self, names: Names) -> list[str]:
+    def _check_comparing(self, has: Collection[str]) -> None:
+        """Refuse what only a comparison shows, or this one does not."""
+        for name in (self.sort, self.measure):
+            if name in COMPARING and name not in has:
+                known = f"there are {', '.join(has)}" if has else "nothing is compared here"
+                raise BadQuery(f"{name!r} is not there: {known}")
+        if self.life in LIVES_COMPARING and not has:
+            raise BadQuery(f"life={self.life!r}: nothing is compared here")
+
+    def _conditions(self, names: Names, *, both: bool) -> list[str]:
         found = [
             f"{name} {sign} {bound!r}"
             for name in ("density", "max_act")
             for sign, bound in zip((">=", "<="), getattr(self, name), strict=True)
             if bound is not None
         ]
-        if self.life != "all":
-            found.append("dead" if self.life == "dead" else "NOT dead")
+        found += _of_life(self.life, both=both)
         if self.among is not None:
             inside = ", ".join(map(str, self.among)) or "NULL"
             found.append(f"feature IN ({inside})")
         if self.label:
             found.append(f"contains(lower({LABEL}), lower({literal(self.label)}))")
         if self.token:
-            found.append(_peaks_on(self.token, names))
+            peaks = [_peaks_on(self.token, names, of) for of in ("", "_b")[: 1 + both]]
+            found.append(peaks[0] if len(peaks) == 1 else f"({' OR '.join(peaks)})")
         return found
 
 
-def _peaks_on(text: str, names: Names) -> str:
+def _of_life(life: str, *, both: bool) -> list[str]:
+    here, there = {
+        "all": ("", ""),
+        "alive": ("NOT dead", "NOT dead_b"),
+        "dead": ("dead", "dead_b"),
+        "only_a": ("NOT dead", "dead_b"),
+        "only_b": ("dead", "NOT dead_b"),
+    }[life]
+    return [one for one in (here, there if both else "") if one]
+
+
+def _peaks_on(text: str, names: Names, of: str) -> str:
     part = f"contains(lower(text), lower({literal(text)}))"
-    tokens = names["vocab"].select("token_id", part, indent="    ")
-    features = names["examples"].select(
+    tokens = names[f"vocab{of}"].select("token_id", part, indent="    ")
+    features = names[f"examples{of}"].select(
         "feature",
         "\"group\" <> 'silent'",
         f"peak_token IN (\n    {tokens})",
         indent="  ",
     )
-    return f"feature IN (\n  {features})"
+    return f"feature{of} IN (\n  {features})"
 
 
 def _check(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -27,6 +27,8 @@ class Browsed:
     """What opens the browser, e.g. ``run.browse``."""
     about: tuple[str, ...]
     """Facts beside the title."""
+    key: str
+    """What no other result of this title has: a run's id, the name of a folder."""
     folder: Path
     """Its Parquet files."""
     corpus: Corpus

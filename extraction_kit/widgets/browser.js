@@ -33,7 +33,8 @@ function render({ model, el: host, signal }) {
   const list = makeList({
     pick: (row) => go({ revision, row }),
     rows: (start, count) => fetchRows({ start, count }),
-  });
+  }, facts.compare);
+  const body = facts.compare ? makePair(facts) : makeBody(facts);
   const editor = makeEditor({
     read: (feature) => ask("said", { feature }),
     write: async (feature, texts) => told(await ask("label", { feature, group, texts })),
@@ -41,7 +42,7 @@ function render({ model, el: host, signal }) {
     failed: (reason) => failed(reason),
     closed: () => p.read.focus({ preventScroll: true }),
   });
-  const root = assemble(facts, p, list, editor);
+  const root = assemble(facts, p, list, editor, body);
   host.append(root);
 
   // One question at a time, then the newest: a key that is held down never queues up.
@@ -138,12 +139,14 @@ function render({ model, el: host, signal }) {
     say(p.status, marks.length ? `${some} · ${count(marks.length)} marked` : some);
     const columns = [[p.byFeature, "feature"], [p.byDensity, "density"], [p.byMeasure, listing.measure]];
     if (p.byLabel) columns.push([p.byLabel, "label"]);
+    if (p.byOther) columns.push([p.byOther, "density_b"]);
     for (const [button, name] of columns) {
       const mine = listing.sort === name;
       const way = listing.descending ? "descending" : "ascending";
       const arrow = mine ? (listing.descending ? "▼" : "▲") : "";
-      say(button, button === p.byMeasure ? arrow || "⇅" : `${name}${arrow && ` ${arrow}`}`);
-      attrs(button, { "aria-label": `sort by ${name}${mine ? `, now ${way}` : ""}`, "aria-pressed": mine });
+      const shown = ["feature", "label"].includes(name) ? name : measureName(name, facts.compare);
+      say(button, button === p.byMeasure ? arrow || "⇅" : `${shown}${arrow && ` ${arrow}`}`);
+      attrs(button, { "aria-label": `sort by ${shown}${mine ? `, now ${way}` : ""}`, "aria-pressed": mine });
     }
     p.measure.value = listing.measure;
     const active = ["density", "max_act"].flatMap((name) => listing[name]).filter((x) => x != null).length
@@ -167,20 +170,10 @@ function render({ model, el: host, signal }) {
     say(p.said, page.description ?? "");
     attrs(p.read, { "aria-label": `feature ${page.feature}` });
     drawMark();
-    p.figures.replaceChildren(...figures(page));
-    p.weights.replaceChildren(...weights(page));
-    const never = `Never active on the ${count(facts.n_tokens)} tokens of this corpus: dead.`;
-    say(p.dead, page.dead ? never : "");
-    p.panels.replaceChildren(...panels(page, facts.bins, (feature) => go({ feature })));
-    const further = furtherPanels(page, (feature) => go({ feature }));
-    p.further.replaceChildren(...further);
-    p.further.hidden = !further.length;
-    const why = absences(page);
-    p.absent.replaceChildren(...why);
-    p.absent.hidden = !why.length;
+    body.draw(page, (feature) => go({ feature }));
     drawTabs();
     if (size === "context") showWhole();
-    else drawSamples(page.examples);
+    else drawSamples(page);
     p.read.scrollTop = 0;
     // An element that is gone or hidden would give the keyboard to the notebook.
     if (held && !held.getClientRects().length && !p.tabs.contains(focused()))
@@ -189,44 +182,45 @@ function render({ model, el: host, signal }) {
   }
 
   function drawTabs() {
-    const shown = facts.groups.filter((name) => page.groups[name] || name === page.group);
+    const shown = facts.groups.filter((name) => hasGroup(name) || name === page.group);
     const inTabs = p.tabs.contains(focused());
     p.tabs.replaceChildren(...shown.map((name) => {
       const [text, title] = GROUP_NAMES[name];
       const tab = press("xk-tab", text, null);
-      tab.append(el("span", "xk-n", String(page.groups[name])));
+      tab.append(el("span", "xk-n", [...new Set(body.counts(page, name))].join(" · ")));
       attrs(tab, { role: "tab", title, "aria-selected": name === page.group });
       attrs(tab, { tabindex: name === page.group ? 0 : -1 });
       tab.addEventListener("click", () => pickGroup(name));
       return tab;
     }));
-    p.tabs.parentElement.hidden = page.dead;
+    p.tabs.parentElement.hidden = body.isDead(page);
     if (inTabs) p.tabs.querySelector("[aria-selected=true]")?.focus();
   }
 
   const drawSizes = () =>
     p.sizes.forEach((button, name) => attrs(button, { "aria-pressed": name === size }));
 
-  function drawSamples(examples) {
-    const scale = page.stats.max_act;
-    p.samples.replaceChildren(...exampleRows(examples, size, scale));
-    if (!examples.length && !page.dead)
-      p.samples.replaceChildren(el("li", "xk-empty", "No example of this group was kept."));
-    attrs(p.samples, { "data-size": size });
-    say(p.legend, examples.some((one) => one.held_out) ? `◇ ${HELD_OUT}` : "");
+  // found: the page, or the answer to "examples"
+  function drawSamples(found) {
+    body.sample(page, found, size);
+    const held = p.read.querySelector(".xk-held[role]") ? `◇ ${HELD_OUT}` : "";
+    const legend = body.isDead(page) ? "" : body.legend(page);
+    say(p.legend, [legend, held].filter(Boolean).join(" "));
   }
 
   async function showWhole() {
-    drawSamples(page.examples);
+    drawSamples(page);
     const { feature, group } = page;
     try {
       const found = await ask("examples", { feature, group, whole: true });
       if (page.feature === feature && page.group === group && size === "context")
-        drawSamples(found.examples);
+        drawSamples(found);
     } catch (reason) {
       failed(reason);
     }
   }
+
+  const hasGroup = (name) => body.counts(page, name).some(Boolean);
 
   // --- what a person does ---
 
@@ -239,7 +233,7 @@ function render({ model, el: host, signal }) {
     size = name;
     drawSizes();
     if (size === "context") showWhole();
-    else drawSamples(page.examples);
+    else drawSamples(page);
   }
 
   const next = (names, name) => names[(names.indexOf(name) + 1) % names.length];
@@ -324,7 +318,7 @@ function render({ model, el: host, signal }) {
     "/": () => (p.search.focus(), p.search.select()),
     m: toggleMark,
     l: () => editor.open(page.feature),
-    g: () => pickGroup(next(facts.groups.filter((name) => page.groups[name]), group)),
+    g: () => pickGroup(next(facts.groups.filter(hasGroup), group)),
     c: () => pickSize(next(Object.keys(SIZES), size)),
   };
 
@@ -341,7 +335,7 @@ function render({ model, el: host, signal }) {
     if (!done && inList && event.key === "Enter") done = (p.read.focus(), true);
     if (!done && event.key === "Escape") done = (list.box.focus(), true);
     if (!done && inTabs && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
-      const names = facts.groups.filter((name) => page.groups[name]);
+      const names = facts.groups.filter(hasGroup);
       if (event.key === "ArrowLeft") names.reverse();
       done = (pickGroup(next(names, group)), true);
     }
@@ -357,6 +351,7 @@ function render({ model, el: host, signal }) {
   p.byDensity.addEventListener("click", () => sortBy("density"));
   p.byMeasure.addEventListener("click", () => sortBy(listing.measure));
   p.byLabel?.addEventListener("click", () => sortBy("label"));
+  p.byOther?.addEventListener("click", () => sortBy("density_b"));
   p.measure.addEventListener("change", () => {
     const measure = p.measure.value;
     relist({ measure, ...(listing.sort === listing.measure && listing.sort !== "density" ? { sort: measure } : {}) });

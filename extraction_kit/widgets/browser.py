@@ -10,9 +10,10 @@ The page asks a closed set of questions, never SQL; each is answered here (versi
 ``rows`` {revision, start, count}
     a window of the list
 ``feature`` {feature} or {revision, row}, {group}
-    the page of a feature, see `FeaturePages.page`, and ``at``
+    the page of a feature, see `FeaturePages.page`, and ``at``; of a comparison also
+    ``other``: the page of the feature of the other run, see `Against.page`
 ``examples`` {feature, group, whole}
-    examples of one group
+    examples of one group; of a comparison also ``others``, those of the other run
 ``mark`` {feature, on}
     puts a feature into ``browser.selection`` or takes it out: ``marks``, and ``list`` where it
     shows marked features only
@@ -33,11 +34,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, SupportsIndex
 
-from extraction_kit.catalog.listing import MEASURES, Listing
+from extraction_kit.catalog.listing import CHANGE, MEASURES, Listing
 from extraction_kit.catalog.tables import FEATURES
 from extraction_kit.errors import BadLabel, BadQuery, ExtractionKitError
 from extraction_kit.results import BINS_PER_OCTAVE, GROUPS, LOG2_LOW, N_BINS
 from extraction_kit.widgets import static_only
+from extraction_kit.widgets.against import Against
 from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.widgets.feature_list import (
     MAX_ROWS,
@@ -68,6 +70,8 @@ class FeatureBrowser:
         The result.
     feature : int, optional
         Shown at first; None takes the first of the list.
+    against : Against, optional
+        Another result, shown side by side with it.
 
     Raises
     ------
@@ -77,8 +81,14 @@ class FeatureBrowser:
         A file of the result is missing or cannot be read.
     """
 
-    def __init__(self, browsed: Browsed, feature: SupportsIndex | None = None) -> None:
+    def __init__(
+        self,
+        browsed: Browsed,
+        feature: SupportsIndex | None = None,
+        against: Against | None = None,
+    ) -> None:
         self._browsed = browsed
+        self._against = against
         self._pages = FeaturePages(browsed)
         self._lock = threading.RLock()  # answers come from a subshell's thread
         self._feature = 0 if feature is None else self._pages.number(feature)
@@ -86,7 +96,14 @@ class FeatureBrowser:
         self._revision = 0
         self._count = 0  # rows that a page wants of a new list
         self._peaks = peak_tokens(browsed, self._pages.d_sae)
-        self._list = FeatureList(browsed, Listing(), self._peaks)
+        self._listed_of = browsed
+        self._comparing: Mapping[str, str] = {}
+        first = Listing()
+        if against is not None:
+            self._peaks = replace(self._peaks, instead=against.peaks)
+            self._listed_of, self._comparing = against.beside(browsed), against.measures
+            first = Listing(measure=CHANGE)
+        self._list = self._made(first)
         self._tellers: list[Tell] = []
 
     # --- what Python reads and sets -------------------------------------------------------
@@ -122,14 +139,19 @@ class FeatureBrowser:
     def facts(self) -> dict[str, Any]:
         """Return what never changes, for the page and for static HTML."""
         columns = {column.name: column.comment for column in FEATURES.columns}
+        against = self._against
         return {
             "title": self._browsed.title,
+            "compare": None if against is None else against.facts(self._browsed),
             "about": list(self._browsed.about),
             "call": self._browsed.call,
             "d_sae": self._pages.d_sae,
             "n_tokens": self._browsed.corpus.n_tokens,
             "labelled": self._browsed.labelled,
-            "measures": {name: columns[name] for name in MEASURES},
+            "measures": {
+                **self._comparing,
+                **{name: columns[name] for name in MEASURES},
+            },
             "groups": list(GROUPS),
             "bins": {"per_octave": BINS_PER_OCTAVE, "log2_low": LOG2_LOW, "n": N_BINS},
         }
@@ -140,15 +162,15 @@ class FeatureBrowser:
         return self._list.rows(0, count) | shown
 
     def page(self) -> dict[str, Any]:
-        """Return the page of the feature shown, see `FeaturePages.page`."""
-        return self._pages.page(self._feature)
+        """Return the page of the feature shown, as the question ``feature`` does."""
+        return self._page_of(self._feature, "top")
 
     def __repr__(self) -> str:
         """Return one line: whose features, and which one is shown."""
-        return (
-            f"<FeatureBrowser {self._browsed.title}: feature {self._feature} of "
-            f"{self._pages.d_sae:,}>"
-        )
+        title = self._browsed.title
+        if self._against is not None:
+            title = " and ".join(self._against.titles(self._browsed))
+        return f"<FeatureBrowser {title}: feature {self._feature} of {self._pages.d_sae:,}>"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:  # noqa: ANN401 - IPython's
         from extraction_kit.widgets import browser_static  # noqa: PLC0415 - only when shown
@@ -224,9 +246,12 @@ class FeatureBrowser:
         return self._listed_as(listing, _integer(message, "rows"))
 
     def _listed_as(self, listing: Listing, count: int) -> dict[str, Any]:
-        self._list = FeatureList(self._browsed, listing, self._peaks)
+        self._list = self._made(listing)
         self._revision += 1
         return self._listed(count)
+
+    def _made(self, listing: Listing) -> FeatureList:
+        return FeatureList(self._listed_of, listing, self._peaks, comparing=self._comparing)
 
     def _listed(self, count: int) -> dict[str, Any]:
         self._count = count
@@ -251,20 +276,27 @@ class FeatureBrowser:
             wanted = self._list.feature(_integer(message, "row"))
         else:
             wanted = self._pages.number(message.get("feature"))
-        page = self._pages.page(wanted, message.get("group", "top"))
+        page = self._page_of(wanted, message.get("group", "top"))
         self._feature = wanted
         return page | {"at": self._list.place(wanted)}
 
     def _shown(self, group: str) -> dict[str, Any]:
-        return self._pages.page(self._feature, group) | {
-            "at": self._list.place(self._feature)
-        }
+        place = {"at": self._list.place(self._feature)}
+        return self._page_of(self._feature, group) | place
+
+    def _page_of(self, feature: int, group: str) -> dict[str, Any]:
+        page = self._pages.page(feature, group)
+        if self._against is None:
+            return page
+        return page | {"other": self._against.page(feature, group)}
 
     def _examples(self, message: Mapping[str, Any]) -> dict[str, Any]:
         feature = self._pages.number(message.get("feature"))
         group, whole = message.get("group", "top"), message.get("whole") is True
-        found = self._pages.examples(feature, group, whole=whole)
-        return {"feature": feature, "group": group, "whole": whole, "examples": found}
+        found = {"examples": self._pages.examples(feature, group, whole=whole)}
+        if self._against is not None:
+            found["others"] = self._against.examples(feature, group, whole=whole)
+        return {"feature": feature, "group": group, "whole": whole, **found}
 
     def _mark(self, message: Mapping[str, Any]) -> dict[str, Any]:
         feature = self._pages.number(message.get("feature"))

@@ -19,20 +19,28 @@ const HELD_OUT = "held out: explain the feature with the others, score with thes
 // --- figures ---------------------------------------------------------------------------
 
 const orDash = (x) => (x == null ? "—" : digits(x));
+// A change that is given by its logarithm to base 2.
+const ratio = (octaves) =>
+  octaves < 0 ? `÷${digits(2 ** -octaves)}` : `×${digits(2 ** octaves)}`;
 
-function figures(page) {
+// than: the statistics of the other run, of which the change is told; units: whether the
+// activations of both have one unit.
+function figures(page, than = null, units = true) {
   const s = page.stats;
   const spread = s.mean_act == null ? "—" : `${digits(s.mean_act)} ± ${digits(s.std_act)}`;
   return [
-    [share(s.density), "of tokens"],
-    [orDash(page.dead ? null : s.max_act), "max"],
-    [spread, "mean ± std"],
-    [orDash(s.q50), "median"],
-    [orDash(s.q99), "99 %"],
-    [share(s.context_density), "of contexts"],
-  ].map(([value, name]) =>
-    el("div", "xk-stat", el("div", "xk-value", value), el("div", "xk-label", name)),
-  );
+    [share(s.density), "of tokens", "density"],
+    [orDash(page.dead ? null : s.max_act), "max", "max_act"],
+    [spread, "mean ± std", "mean_act"],
+    [orDash(s.q50), "median", "q50"],
+    [orDash(s.q99), "99 %", "q99"],
+    [share(s.context_density), "of contexts", "context_density"],
+  ].map(([value, name, key]) => {
+    const told = than && (units || key.endsWith("density"));
+    const change = told && than[key] > 0 && s[key] > 0 ? ratio(Math.log2(s[key] / than[key])) : "";
+    return el("div", "xk-stat", el("div", "xk-value", value),
+      el("div", "xk-label", name, change && el("span", "xk-change", ` ${change}`)));
+  });
 }
 
 function weights(page) {
@@ -50,7 +58,8 @@ function weights(page) {
 const atMost = (x) => (x >= 1 ? digits(x) : String(Number(x.toPrecision(2))));
 
 // bins: {per_octave, log2_low, n}; the first one reaches down to 0, the last one has no end.
-function histogram(page, bins) {
+// whole: histograms that have the same axis as this one.
+function histogram(page, bins, whole = [page.hist]) {
   const { first, counts } = page.hist;
   const perOctave = bins.per_octave;
   const edge = (bin) => (bin <= 0 ? 0 : 2 ** (bins.log2_low + (bin - 1) / perOctave));
@@ -58,8 +67,9 @@ function histogram(page, bins) {
     ? `above ${digits(edge(bin))}` : `${digits(edge(bin))} to ${digits(edge(bin + 1))}`;
   // whole octaves, so that the ticks of two features can be compared
   const octave = (bin) => Math.floor((bin - 1) / perOctave);
-  const from = octave(first) * perOctave + 1;
-  const to = (octave(first + counts.length - 1) + 1) * perOctave + 1;
+  const from = octave(Math.min(...whole.map((one) => one.first))) * perOctave + 1;
+  const last = Math.max(...whole.map((one) => one.first + one.counts.length - 1));
+  const to = (octave(last) + 1) * perOctave + 1;
   const most = Math.max(...counts);
   const bars = [];
   for (let bin = from; bin < to; bin++) {
@@ -115,29 +125,35 @@ const three = (x) => x.toPrecision(3).replace("-", "−");
 const tokenRows = (rows) =>
   rows.map(([text, value]) => [chip(text), value, three(value), visible(text)]);
 
-function likeRows(rows) {
+function likeRows(rows, jump) {
   return rows.map(([feature, value, name]) => [
     name == null ? String(feature) : `${feature} ${visible(name)}`, value, value.toFixed(3),
-    `go to feature ${feature}`,
+    jump && `go to feature ${feature}`,
   ]);
 }
 
 // What is looked at first stands above the examples, the rest below them.
-function panels(page, bins, go) {
-  const list = [];
-  if (page.hist.counts.length) list.push(histogram(page, bins));
-  if (page.logits.top.length)
-    list.push(
-      panel("Promotes", "logit lens", ranked(tokenRows(page.logits.top), "xk-up")),
-      panel("Suppresses", "", ranked(tokenRows(page.logits.bottom), "xk-down")),
-    );
-  return [...list, ...like("Similar", "cosine", page.similar, go)];
+function activations(page, bins, whole) {
+  return page.hist.counts.length ? [histogram(page, bins, whole)] : [];
 }
 
+// What the weights alone say.
+function lens(page, go) {
+  const { top, bottom } = page.logits;
+  const list = like("Similar", "cosine", page.similar, go);
+  if (!top.length) return list;
+  return [
+    panel("Promotes", "logit lens", ranked(tokenRows(top), "xk-up")),
+    panel("Suppresses", "", ranked(tokenRows(bottom), "xk-down")),
+    ...list,
+  ];
+}
+
+// go: what a click on a feature does; null where its number means another feature here.
 function like(title, hint, rows, go) {
   if (!rows.length) return [];
-  const jump = (i) => go(rows[i][0]);
-  return [panel(title, hint, ranked(likeRows(rows), "xk-near", jump))];
+  const jump = go && ((i) => go(rows[i][0]));
+  return [panel(title, hint, ranked(likeRows(rows, jump), "xk-near", jump))];
 }
 
 function furtherPanels(page, go) {
@@ -188,4 +204,56 @@ function exampleRows(examples, size, scale) {
     });
     return el("li", "xk-sample", held, value, text);
   });
+}
+
+// --- put together ----------------------------------------------------------------------
+
+const NONE_KEPT = "No example of this group was kept.";
+
+// One run's part of the page: its elements, and what fills them.
+function makeSide(facts, nTokens) {
+  const s = {
+    figures: el("div", "xk-stats"), weights: el("div", "xk-meta"), dead: el("div", "xk-empty"),
+    panels: el("div", "xk-panels"), samples: el("ol", "xk-samples"),
+    further: el("div", "xk-panels"), absent: el("ul", "xk-absent"),
+  };
+  const fillUp = (node, children) => {
+    node.replaceChildren(...children);
+    node.hidden = !children.length;
+  };
+  // go: see like(); of a comparison, than, units and whole: see figures() and histogram();
+  // first: what stands beside the histogram, then: what stands below the examples
+  s.draw = (page, go, { than = null, units = true, whole = [page.hist], first = [], then = [] } = {}) => {
+    s.figures.replaceChildren(...figures(page, than, units));
+    s.weights.replaceChildren(...weights(page));
+    const never = `Never active on the ${count(nTokens)} tokens of this corpus: dead.`;
+    say(s.dead, page.dead ? never : "");
+    fillUp(s.panels, [...activations(page, facts.bins, whole), ...first]);
+    fillUp(s.further, [...then, ...furtherPanels(page, go)]);
+    fillUp(s.absent, absences(page));
+  };
+  // none: what is said where there is no example
+  s.sample = (examples, size, scale, none) => {
+    s.samples.replaceChildren(...exampleRows(examples, size, scale));
+    if (!examples.length && none) s.samples.replaceChildren(el("li", "xk-empty", none));
+    attrs(s.samples, { "data-size": size });
+  };
+  return s;
+}
+
+// The page of one run: what stands above its examples, the examples, and what stands below.
+function makeBody(facts) {
+  const side = makeSide(facts, facts.n_tokens);
+  return {
+    above: [side.figures, side.weights, side.dead, side.panels],
+    middle: [side.samples],
+    below: [side.further, side.absent],
+    draw: (page, go) => side.draw(page, go, { first: lens(page, go) }),
+    sample: (page, found, size) =>
+      side.sample(found.examples, size, page.stats.max_act, page.dead ? "" : NONE_KEPT),
+    // Examples of a group, of each run.
+    counts: (page, name) => [page.groups[name]],
+    isDead: (page) => page.dead,
+    legend: () => "",
+  };
 }

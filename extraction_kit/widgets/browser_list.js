@@ -12,8 +12,8 @@ function densityBar(density) {
   return Math.min(1, Math.max(0.02, 1 - Math.log10(density) / LOG_LOWEST));
 }
 
-// events: pick(row), rows(start, count)
-function makeList(events) {
+// events: pick(row), rows(start, count); compare: what a browser of two runs knows of them
+function makeList(events, compare = null) {
   const sizer = el("div", "xk-sizer");
   const box = attrs(el("div", "xk-rows", sizer), {
     ...KEEP, role: "listbox", tabindex: 0, "aria-label": "Features",
@@ -21,7 +21,7 @@ function makeList(events) {
   const id = `xk-${randomId()}`;
   const nodes = new Map(); // row -> element
   const rows = new Map(); // row -> what is shown in it
-  let [n, at, marks, drawing] = [0, -1, new Set(), 0];
+  let [n, at, marks, drawing, measure] = [0, -1, new Set(), 0, ""];
 
   const inSight = () => Math.max(1, Math.floor(box.clientHeight / ROW));
   const room = () => Math.max(0, n - inSight());
@@ -36,8 +36,15 @@ function makeList(events) {
   };
 
   function rowNode(row) {
-    const node = el("div", "xk-row", el("span", "xk-mark"), el("span", "xk-id"),
-      el("bdi", "xk-peak-token"), el("span", "xk-density"), el("span", "xk-measure"));
+    const cells = {
+      mark: el("span", "xk-mark"), name: el("span", "xk-id"),
+      match: compare?.matched ? el("span", "xk-match") : null,
+      token: el("bdi", "xk-peak-token"), density: el("span", "xk-density"),
+      other: compare ? el("span", "xk-density xk-density-b") : null,
+      measure: el("span", "xk-measure"),
+    };
+    const node = el("div", "xk-row", ...Object.values(cells));
+    node.xkCells = cells;
     attrs(node, { role: "option", id: `${id}-${row}` });
     node.addEventListener("mousedown", (event) => {
       event.preventDefault(); // the focus goes to the list, not to a text selection
@@ -47,24 +54,42 @@ function makeList(events) {
     return node;
   }
 
+  // An empty cell keeps its place.
+  function write(cell, text) {
+    say(cell, text);
+    cell.hidden = false;
+  }
+
+  function fillDensity(cell, item, density) {
+    write(cell, item ? (density === 0 ? "dead" : share(density)) : "");
+    cell.style.setProperty("--d", densityBar(density).toFixed(3));
+    cell.classList.toggle("xk-none", density === 0);
+  }
+
+  function fillMeasure(cell, item) {
+    write(cell, item ? measured(item, measure, compare) : "");
+    if (!compare) return;
+    const octaves = isChange(measure) ? item?.measure ?? 0 : 0;
+    cell.style.setProperty("--c", Math.min(1, Math.abs(octaves) / WIDEST).toFixed(3));
+    attrs(cell, { "data-way": octaves > 0 ? "up" : octaves < 0 ? "down" : null });
+  }
+
   function fillRow(node, row) {
     const item = rows.get(row);
-    const [mark, name, token, density, measure] = node.children;
+    const { mark, name, match, token, density, other, measure } = node.xkCells;
     attrs(node, { "aria-posinset": row + 1, "aria-setsize": n });
     attrs(node, { "aria-selected": row === at, "aria-busy": item ? null : "true" });
-    say(mark, item && marks.has(item.feature) ? "★" : "");
-    mark.hidden = false;
+    write(mark, item && marks.has(item.feature) ? "★" : "");
     say(name, item ? String(item.feature) : "…");
+    if (match) write(match, item ? `→ ${item.feature_b}` : "");
     const text = item?.label ?? (item?.token == null ? "" : visible(item.token));
-    say(token, text);
-    token.hidden = false;
+    write(token, text);
     token.classList.toggle("xk-labelled", item?.label != null);
     attrs(token, { title: text || null });
-    node.classList.toggle("xk-dead", item?.density === 0);
-    say(density, item ? (item.density === 0 ? "dead" : share(item.density)) : "");
-    density.style.setProperty("--d", densityBar(item?.density).toFixed(3));
-    say(measure, item?.measure == null || !item.density ? "" : digits(item.measure));
-    density.hidden = measure.hidden = false;
+    node.classList.toggle("xk-dead", item?.density === 0 && !(item.density_b > 0));
+    fillDensity(density, item, item?.density);
+    if (other) fillDensity(other, item, item?.density_b);
+    fillMeasure(measure, item);
   }
 
   function draw() {
@@ -107,6 +132,7 @@ function makeList(events) {
       rows.set(part.start + i, {
         feature, token: part.token[i], density: part.density[i], measure: part.measure[i],
         label: part.label?.[i] ?? null,
+        feature_b: part.feature_b?.[i], density_b: part.density_b?.[i],
       });
     });
     later();
@@ -150,6 +176,7 @@ function makeList(events) {
       for (const node of nodes.values()) node.remove();
       nodes.clear();
       n = listed.n;
+      measure = listed.listing.measure;
       at = listed.at;
       sizer.style.height = `${height()}px`;
       if (at >= 0) scrollTo(Math.max(0, Math.min(room(), at - Math.floor(inSight() / 2))));

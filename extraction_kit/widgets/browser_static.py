@@ -16,6 +16,10 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _CELL = (
     'style="text-align:left;vertical-align:top;padding:1px 16px 1px 0;white-space:nowrap"'
 )
+_WIDE = (
+    'style="text-align:left;vertical-align:top;padding:1px 16px 1px 0;width:50%;'
+    'font-size:13px"'
+)
 _SMALL = 'style="font-size:12px;margin-top:6px"'
 
 Values = Mapping[str, Any]
@@ -29,26 +33,87 @@ def html(facts: Values, rows: Values, page: Values) -> str:
     facts, rows, page : mapping
         What `FeatureBrowser.facts`, `first_rows` and `page` return.
     """
+    told = _one(page) if facts["compare"] is None else _both(facts, page)
     parts = [
         _head(facts, page),
-        _figures(page),
-        *_histogram(page),
-        *_tables(page),
-        *_examples(page),
-        *(static.line(static.prose(why)) for why in page["absent"].values()),
+        *told,
         _list(facts, rows),
         static.line(f"Saved; run the cell again to browse, or type {_call(facts, page)}."),
     ]
     return static.frame("\n".join(parts))
 
 
+def _one(page: Values) -> list[str]:
+    return [
+        _figures(page),
+        *_histogram(page),
+        *_tables(page),
+        *_examples(page, page["stats"]["max_act"]),
+        *_absences(page),
+    ]
+
+
+def _both(facts: Values, page: Values) -> list[str]:
+    """Return the pages of two runs in two columns, what the weights say once if it is one."""
+    compare, pages = facts["compare"], (page, page["other"])
+    scales = [one["stats"]["max_act"] for one in pages]
+    if compare["one_sae"]:
+        scales = [max(scales)] * 2
+    once = compare["one_lens"]
+    cells = [
+        [
+            f"<strong>{letter}</strong> {static.isolated(name)}{_why(compare, one)}",
+            _figures(one),
+            *_histogram(one),
+            *_tables(one, lens=not once),
+            *_examples(one, scale),
+            *_absences(one),
+        ]
+        for letter, name, one, scale in zip(
+            "AB", compare["names"], pages, scales, strict=True
+        )
+    ]
+    columns = "".join(f"<td {_WIDE}>{''.join(parts)}</td>" for parts in cells)
+    warmth = (
+        "in both columns relative to the larger maximum"
+        if compare["one_sae"]
+        else "in each column relative to its own maximum"
+    )
+    return [
+        f'<table style="width:100%;table-layout:fixed"><tr>{columns}</tr></table>',
+        *(
+            []
+            if page["dead"] and page["other"]["dead"]
+            else [static.line(f"Heat: {warmth}.")]
+        ),
+        *(_tables(page, tokens=False) if once else []),
+    ]
+
+
+def _why(compare: Values, page: Values) -> str:
+    """Return why a feature of the other run is shown; "" for one of the same number."""
+    said = [f"feature {page['feature']}"] if compare["matched"] else []
+    if compare["matched"] and page["label"] is not None:
+        said.append(static.isolated(page["label"]))
+    if "cosine" in page:
+        said.append(f"cosine {page['cosine']:.3f}")
+    return "".join(f" · {one}" for one in said)
+
+
+def _absences(page: Values) -> Iterable[str]:
+    return (static.line(static.prose(why)) for why in page["absent"].values())
+
+
 def _call(facts: Values, page: Values) -> str:
-    return f"<code>{escape(facts['call'])}({page['feature']})</code>"
+    other = "" if facts["compare"] is None else ", compare=..."
+    return f"<code>{escape(facts['call'])}({page['feature']}{other})</code>"
 
 
 def _head(facts: Values, page: Values) -> str:
     label = "" if page["label"] is None else f" {static.isolated(page['label'])}"
-    about = [facts["title"], *facts["about"], f"{facts['d_sae']:,} features"]
+    compare = facts["compare"]
+    names = [facts["title"]] if compare is None else [" and ".join(compare["names"])]
+    about = [*names, *facts["about"], f"{facts['d_sae']:,} features"]
     said = (
         ""
         if page["description"] is None
@@ -98,13 +163,17 @@ def _histogram(page: Values) -> Iterable[str]:
     )
 
 
-def _tables(page: Values) -> Iterable[str]:
+def _tables(page: Values, *, lens: bool = True, tokens: bool = True) -> Iterable[str]:
+    """Yield what is ranked: what the weights say (`lens`), what the corpus says (`tokens`)."""
     columns = [
-        ("promotes", _tokens(page["logits"]["top"])),
-        ("suppresses", _tokens(page["logits"]["bottom"])),
-        ("similar", _features(page["similar"])),
-        ("fires with", _features(page["partners"])),
-        ("fires on", _tokens([[text, n] for text, n, _ in page["tokens"]])),
+        ("promotes", _tokens(page["logits"]["top"]) if lens else []),
+        ("suppresses", _tokens(page["logits"]["bottom"]) if lens else []),
+        ("similar", _features(page["similar"]) if lens else []),
+        ("fires with", _features(page["partners"]) if tokens else []),
+        (
+            "fires on",
+            _tokens([[text, n] for text, n, _ in page["tokens"]] if tokens else []),
+        ),
     ]
     shown = [(name, cells) for name, cells in columns if cells]
     if shown:
@@ -127,8 +196,7 @@ def _features(rows: Sequence[Sequence[Any]]) -> list[str]:
     ]
 
 
-def _examples(page: Values) -> Iterable[str]:
-    scale = page["stats"]["max_act"]
+def _examples(page: Values, scale: float) -> Iterable[str]:
     for one in page["examples"][:N_EXAMPLES]:
         held = " (held out)" if one["held_out"] else ""
         heat = static.heat(one["tokens"], one["acts"], scale)
@@ -136,20 +204,20 @@ def _examples(page: Values) -> Iterable[str]:
 
 
 def _list(facts: Values, rows: Values) -> str:
+    named = "label" if "label" in rows else "token"
+    columns = {
+        "feature": [str(feature) for feature in rows["feature"]],
+        "label" if named == "label" else "token at the peak": [
+            "" if text is None else static.isolated(words.token(text))
+            for text in rows[named]
+        ],
+        **_densities(facts, rows),
+        rows["by"]: [words.number(value) for value in rows["measure"]],
+    }
+    head = "".join(f"<th {_CELL}>{each}</th>" for each in columns)
     lines = "".join(
-        f"<tr><td {_CELL}>{feature}</td><td {_CELL}>{_cell(label)}</td>"
-        f"<td {_CELL}>{words.share(density)}</td><td {_CELL}>{words.number(measure)}</td></tr>"
-        for feature, label, density, measure in zip(
-            rows["feature"],
-            rows.get("label", rows["token"]),
-            rows["density"],
-            rows["measure"],
-            strict=True,
-        )
-    )
-    name = "label" if "label" in rows else "token at the peak"
-    head = "".join(
-        f"<th {_CELL}>{each}</th>" for each in ("feature", name, "density", rows["by"])
+        f"<tr>{''.join(f'<td {_CELL}>{cell}</td>' for cell in line)}</tr>"
+        for line in zip(*columns.values(), strict=True)
     )
     return (
         f'<details style="margin-top:6px"><summary>{rows["n"]:,} of {facts["d_sae"]:,} '
@@ -157,5 +225,15 @@ def _list(facts: Values, rows: Values) -> str:
     )
 
 
-def _cell(text: str | None) -> str:
-    return "" if text is None else static.isolated(words.token(text))
+def _densities(facts: Values, rows: Values) -> dict[str, list[str]]:
+    if facts["compare"] is None:
+        return {"density": [words.share(density) for density in rows["density"]]}
+    found = {
+        f"density {letter}": [
+            words.share(density) if density else "dead" for density in rows[name]
+        ]
+        for letter, name in (("A", "density"), ("B", "density_b"))
+    }
+    if not facts["compare"]["matched"]:
+        return found
+    return {"feature of B": [str(feature) for feature in rows["feature_b"]], **found}

@@ -14,6 +14,7 @@ from extraction_kit.widgets.routing import without_parent
 FILES = (
     "browser_list",
     "browser_feature",
+    "browser_compare",
     "browser_parts",
     "browser_ask",
     "browser_label",

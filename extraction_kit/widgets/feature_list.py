@@ -1,12 +1,14 @@
 """The list of features in the kernel: the answer to one SELECT, shown by windows of rows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from extraction_kit.catalog.listing import LABEL, Listing
+from extraction_kit.catalog.listing import CHANGE, LABEL, Listing
 from extraction_kit.catalog.reading import texts_of
 from extraction_kit.errors import BadQuery
 from extraction_kit.widgets import payload, words
@@ -19,6 +21,29 @@ MAX_ROWS = 400
 """Rows of one answer to the page."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PeakTokens:
+    """The token at the largest activation of each feature."""
+
+    tokens: np.ndarray
+    """Token ids: int32 [d_sae], -1: none."""
+    vocab: Path
+    """The file with their texts."""
+    instead: Callable[[np.ndarray], list[str | None]] = lambda features: (
+        [None] * len(features)
+    )
+    """The texts for features that have none."""
+
+    def texts(self, features: np.ndarray) -> list[str | None]:
+        """Return the texts for some features, as a page may show them."""
+        texts, tokens = texts_of(self.vocab), self.tokens[features]
+        found = [words.tame(texts[token]) if token >= 0 else None for token in tokens]
+        none = np.flatnonzero(tokens < 0)
+        for at, text in zip(none, self.instead(features[none]), strict=True):
+            found[at] = text
+        return found
+
+
 class FeatureList:
     """The features that a `Listing` gives, in its order.
 
@@ -28,23 +53,33 @@ class FeatureList:
         Whose features.
     listing : Listing
         Which of them.
-    peaks : ndarray int32 [d_sae]
+    peaks : PeakTokens
         What `peak_tokens` returns.
+    comparing : collection of str
+        Which of `catalog.listing.COMPARING` the features have.
 
     Raises
     ------
     BadQuery
-        The features have no labels and the listing asks for them.
+        The listing asks for labels or for a comparison, and there is none.
     """
 
-    def __init__(self, browsed: Browsed, listing: Listing, peaks: np.ndarray) -> None:
-        self.sql = listing.sql(browsed.names, labelled=browsed.labelled)
+    def __init__(
+        self,
+        browsed: Browsed,
+        listing: Listing,
+        peaks: PeakTokens,
+        *,
+        comparing: Collection[str] = (),
+    ) -> None:
+        self.sql = listing.sql(
+            browsed.names, labelled=browsed.labelled, comparing=comparing
+        )
         self.listing = listing
-        self._vocab = browsed.corpus.vocab
         self._peaks = peaks
         self._rows: pa.Table = browsed.ask(self.sql).to_arrow_table().combine_chunks()
         self._features: np.ndarray = self._rows["feature"].to_numpy()
-        self._place = np.full(len(peaks), -1, dtype=np.int64)
+        self._place = np.full(len(peaks.tokens), -1, dtype=np.int64)
         self._place[self._features] = np.arange(len(self._features))
 
     def __len__(self) -> int:
@@ -68,31 +103,37 @@ class FeatureList:
         return int(self._features[row])
 
     def rows(self, start: int, count: int) -> dict[str, Any]:
-        """Return columns of rows for the page: numbers, labels, tokens of the largest peaks."""
+        """Return columns of rows for the page: numbers, labels, tokens of the largest peaks.
+
+        Of a comparison also ``feature_b``, ``density_b`` and ``log2_ratio``.
+        """
         start, count = max(0, start), min(max(0, count), MAX_ROWS)
         part = self._rows.slice(start, count)
-        peaks = self._peaks[self._features[start : start + count]]
-        texts = texts_of(self._vocab)
         labels = {LABEL: part[LABEL].to_pylist()} if LABEL in part.column_names else {}
+        both = {}
+        if CHANGE in part.column_names:
+            both = {name: _short(part[name]) for name in ("density_b", CHANGE)}
+            both["feature_b"] = part["feature_b"].to_pylist()
         return {
             "start": start,
             "feature": part["feature"].to_pylist(),
             "density": _short(part["density"]),
             "measure": _short(part[self.listing.measure]),
-            "token": [None if peak < 0 else words.tame(texts[peak]) for peak in peaks],
+            "token": self._peaks.texts(self._features[start : start + count]),
+            **both,
             **{name: payload.safe(column) for name, column in labels.items()},
         }
 
 
-def peak_tokens(browsed: Browsed, d_sae: int) -> np.ndarray:
-    """Return the token id at the largest activation of each feature: int32 [d_sae], -1: none."""
+def peak_tokens(browsed: Browsed, d_sae: int) -> PeakTokens:
+    """Return the token at the largest activation of each feature."""
     query = browsed.names["examples"].select(
         "feature, peak_token", "\"group\" = 'top'", "rank = 0"
     )
     found = browsed.ask(query).to_arrow_table()
     peaks = np.full(d_sae, -1, dtype=np.int32)
     peaks[found["feature"].to_numpy()] = found["peak_token"].to_numpy()
-    return peaks
+    return PeakTokens(tokens=peaks, vocab=browsed.corpus.vocab)
 
 
 def labels_of(browsed: Browsed, features: list[int]) -> Mapping[int, Said]:

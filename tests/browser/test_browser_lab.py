@@ -5,7 +5,7 @@ import json
 import pytest
 from playwright.sync_api import expect
 
-from tests.results_to_browse import write_result
+from tests.results_to_browse import Shape, write_result
 
 pytestmark = pytest.mark.browser
 
@@ -17,13 +17,27 @@ browser""",
     "time.sleep(600)",
     "browser.feature, browser.selection",
     "browser.feature = 480",
+    """both = xk.LocalResult('result').browse(20, compare=xk.LocalResult('other'))
+both""",
 ]
+
+
+def keeps_both_in_step(book):
+    book.command("notebook:run-cell")
+    both = book.cell(4).locator(".xk-browser")
+    both.get_by_role("listbox", name="Features").press("j")
+    expect(both).to_have_attribute("data-feature", "21")
+    for letter in "AB":  # next to each other, as wide as a notebook is
+        examples = both.get_by_role("group", name=f"examples of {letter}, synthetic")
+        expect(examples.locator(".xk-sample")).to_have_count(20)
+    book.picture("lab-compare-light")
 
 
 def test_a_result_is_browsed_while_the_kernel_works_and_python_reads_along(
     notebook, lab_server
 ):
-    write_result(lab_server.root / "result")
+    for name, shape in (("result", Shape()), ("other", Shape(seed=1, n_contexts=300))):
+        write_result(lab_server.root / name, shape)
     book = notebook(CELLS)
     book.command("notebook:run-cell-and-select-next")
     shown = book.cell(0).locator(".xk-browser")
@@ -39,7 +53,7 @@ def test_a_result_is_browsed_while_the_kernel_works_and_python_reads_along(
     expect(shown.get_by_text("1 marked")).to_be_visible()
     for key in ("x", "d", "d", "a", "b"):  # commands of the notebook, anywhere else
         book.page.keyboard.press(key)
-    assert book.n_cells() == 4
+    assert book.n_cells() == 5
     expect(rows).to_be_focused()
     book.page.evaluate(
         "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.interrupt()"
@@ -47,9 +61,10 @@ def test_a_result_is_browsed_while_the_kernel_works_and_python_reads_along(
     book.select(2)
     book.command("notebook:run-cell-and-select-next")
     assert "(22, [22])" in str(book.outputs(2))
-    book.command("notebook:run-cell")
+    book.command("notebook:run-cell-and-select-next")
     expect(shown).to_have_attribute("data-feature", "480")
     book.picture("lab-browser-light")
+    keeps_both_in_step(book)
     book.command("docmanager:save")
     stored = json.loads((lab_server.root / book.name).read_text())
     bundle = stored["cells"][0]["outputs"][0]["data"]

@@ -132,6 +132,36 @@ def test_checkpoints_are_joined_by_number_with_how_far_each_turned(ws, run, chec
     assert "mutual" not in both
 
 
+def test_the_feature_browser_shows_the_same_pairs(ws, run, other, checkpoint):
+    def asked(browser, name, **more):
+        answer = browser.answer(
+            {"kind": "ask", "id": "1", "name": name, "rows": 48, **more}
+        )
+        assert answer["ok"], answer
+        return answer["content"]
+
+    both = ws.compare(run, other).df()
+    browser = run.browse(7, compare=other)
+    page = asked(browser, "open")["feature"]["other"]
+    assert page["feature"] == both.feature_b[7]
+    assert page["cosine"] == pytest.approx(both.cosine[7])
+    assert page["mutual"] == both.mutual[7]
+    listing = {"sort": "cosine", "measure": "cosine", "descending": True}
+    rows = asked(browser, "list", listing=listing)["rows"]
+    assert rows["feature_b"] == both.feature_b[rows["feature"]].tolist()
+    assert rows["measure"] == sorted(rows["measure"], reverse=True)
+    assert rows["density_b"] == pytest.approx(
+        both.density_b[rows["feature"]].tolist(), rel=1e-4
+    )
+    facts = browser.facts()["compare"]
+    assert (facts["matched"], facts["one_sae"], facts["one_lens"]) == (True, False, False)
+    turned = run.browse(7, compare=checkpoint, match="number")
+    assert not turned.facts()["compare"]["matched"]
+    page = asked(turned, "open")["feature"]["other"]
+    assert page["feature"] == 7
+    assert 0 < page["cosine"] < 0.95
+
+
 def test_the_weights_are_read_once_and_never_here(ws, run, other, tiny, tmp_path):
     ws.compare(run, other)
     moved = tiny.saes["standard"].rename(tmp_path / "away")
