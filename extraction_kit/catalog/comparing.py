@@ -94,8 +94,8 @@ def differences(compared: duckdb.DuckDBPyRelation, n: int) -> Differences:
     counts = paired.project(
         "count(*), count_if(dead_a AND NOT dead_b), count_if(dead_b AND NOT dead_a), "
         "count_if(abs(log2_ratio) >= 1)"
-    ).fetchone()
-    n_paired, n_dead_a, n_dead_b, n_doubled = counts or (0, 0, 0, 0)
+    ).fetchall()
+    ((n_paired, n_dead_a, n_dead_b, n_doubled),) = counts
     largest = paired.order(f"{LARGEST_FIRST}, {compared.columns[0]}").limit(n)
     return Differences(
         n=total,
