@@ -76,7 +76,8 @@ class Differences:
     n_doubled: int
     """Pairs whose densities differ by a factor of 2 or more."""
     rows: list[dict[str, Any]]
-    """The pairs that differ most: those dead in one run only, then by the density."""
+    """The pairs that differ most: those dead in one run only, then by the density; none of
+    equal density."""
 
 
 def differences(compared: duckdb.DuckDBPyRelation, n: int) -> Differences:
@@ -96,7 +97,8 @@ def differences(compared: duckdb.DuckDBPyRelation, n: int) -> Differences:
         "count_if(abs(log2_ratio) >= 1)"
     ).fetchall()
     ((n_paired, n_dead_a, n_dead_b, n_doubled),) = counts
-    largest = paired.order(f"{LARGEST_FIRST}, {compared.columns[0]}").limit(n)
+    differing = paired.filter("dead_a <> dead_b OR log2_ratio <> 0")
+    largest = differing.order(f"{LARGEST_FIRST}, {compared.columns[0]}").limit(n)
     return Differences(
         n=total,
         n_paired=n_paired,

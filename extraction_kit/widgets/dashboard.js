@@ -269,7 +269,8 @@ function render({ model, el: host, signal, host: widgets }) {
     const lines = rows.length === 2 && done.length === 2
       ? [`ws.compare("${rows[0].run_id}", "${rows[1].run_id}")`]
       : done.length === 1 && rows.length === 1 ? [`ws.run("${rows[0].run_id}").browse()`] : [];
-    fill(ui.code, lines.length ? lines : null, () => lines.map(snippet));
+    const said = detail.shows(rows.map((row) => row.run_id).join()); // the line stands there
+    fill(ui.code, lines.length && !said ? lines : null, () => lines.map(snippet));
   }
 
   function chosenRows() {
@@ -302,6 +303,7 @@ function render({ model, el: host, signal, host: widgets }) {
 
   function choose(change) {
     change();
+    answers = answers.filter(({ key }) => !ACTS.includes(key)); // why nothing was to be done before
     post(model, { kind: "select", id: randomId(), run_ids: [...selected] });
     announce(`${count(selected.size)} selected`);
     invalidate();
@@ -433,7 +435,8 @@ function render({ model, el: host, signal, host: widgets }) {
   }
 
   function leave(event) {
-    if (event.key !== "Escape" || event.defaultPrevented) return;
+    const ofBrowser = event.target.closest?.('[data-kind="features"]'); // it has uses of its own for this key
+    if (event.key !== "Escape" || ofBrowser) return;
     detail.close();
     event.stopPropagation();
   }

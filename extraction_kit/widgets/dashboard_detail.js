@@ -11,7 +11,7 @@ function makeDetail({ model, ui, widgets, begin, announce, changed }) {
     const note = el("div", "xk-d-note");
     const close = attrs(el("button", "xk-d-act xk-close", "Close"), { ...KEEP, type: "button", title: "Close (Escape)" });
     close.addEventListener("click", shut);
-    const holder = el("div", "xk-holder");
+    const holder = attrs(el("div", "xk-holder"), { "data-kind": kind });
     ui.detail.replaceChildren(el("div", "xk-detail-head", code, close), note, holder);
     attrs(ui.detail, { "aria-label": name });
     ui.root.classList.add("xk-has-open");
@@ -120,7 +120,7 @@ function makeDetail({ model, ui, widgets, begin, announce, changed }) {
 // --- two runs side by side ---------------------------------------------------------------------
 
 function differs(found) {
-  const pairs = "feature" in (found.rows[0] ?? {}) || found.n === found.n_paired
+  const pairs = found.n === found.n_paired
     ? `${count(found.n)} features`
     : `${count(found.n_paired)} of ${count(found.n)} features have a counterpart`;
   return `${pairs}; ${count(found.n_dead_a)} dead in A only, ${count(found.n_dead_b)} in B only; the density of ${count(found.n_doubled)} differs by a factor of 2 or more`;
@@ -135,7 +135,7 @@ function ratio(row) {
 function compared(rows, found) {
   const who = rows.map((row, i) => el("span", "", el("b", "", "AB"[i]), " ", el("bdi", "", row.training_id), " ",
     el("code", "", row.run_id.slice(0, 8)), ` · ${count(row.n_tokens)} tokens`));
-  const twice = found.rows.length > 0 && "feature_a" in found.rows[0];
+  const twice = "feature_a" in (found.rows[0] ?? {});
   const value = (x, shown) => (x == null ? "—" : shown(x));
   const columns = [
     ...(twice
@@ -149,6 +149,6 @@ function compared(rows, found) {
   const table = el("table", "xk-compared", el("caption", "", "The largest differences"), el("thead", "", head), el("tbody", "", ...lines));
   return [
     el("div", "xk-who", ...who), el("div", "xk-differs", `${differs(found)}.`),
-    lines.length ? el("div", "xk-wide", table) : null,
-  ].filter(Boolean);
+    lines.length ? el("div", "xk-wide", table) : el("div", "", "No density differs at all."),
+  ];
 }

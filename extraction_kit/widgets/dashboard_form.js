@@ -91,6 +91,7 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
   let current = null; // the training of the wish that was asked about last
   let asked = 0; // numbers the questions: only the newest answer counts
   let launching = false;
+  let spoken = "";
   let [again, slow] = [0, 0];
 
   ui.form.hidden = true;
@@ -133,6 +134,7 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
   function closed() {
     asked += 1;
     clearTimeout(again);
+    begin("ask", { name: "foresee", wish: null }).catch(() => {}); // nobody waits for a corpus any more
     attrs(ui.launch, { "aria-expanded": "false" });
     ui.form.hidden = true;
     ui.launch.focus({ preventScroll: true });
@@ -192,7 +194,7 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
     const [tone, title] = headline(found);
     const lines = [found.refusal, found.warning].filter(Boolean);
     if (found.answer === "attach") lines.push("Nothing new would be launched: you get the run that is under way.");
-    outcome({ tone, title, facts: takes(found), lines, code: found.code, how: found.estimate?.how, job: found.job_id });
+    outcome({ tone, title, facts: takes(found), lines, code: found.code, how: found.estimate?.how, job: launches(found) ? found.job_id : null });
     draw();
   }
 
@@ -205,16 +207,19 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
   function outcome({ tone, title, facts, lines, code, how, job }) {
     clearTimeout(slow);
     say(p.said, "");
-    const key = { tone, title, facts, lines, code };
+    const key = { tone, title, facts, lines, code, job };
     fill(p.outcome, key, () => [
       title ? el("strong", "xk-come", title) : null,
-      facts ? attrs(el("div", "xk-takes", ...facts.map((text) => el("span", "", text))), { title: [how, job].filter(Boolean).join("\n") || null }) : null,
+      facts ? attrs(el("div", "xk-takes", ...facts.map((text) => el("span", "", text))), { title: how }) : null,
       ...lines.map((text) => el("div", "", ...prose(text))),
       title && !launches(found) ? instead() : null,
+      job ? el("div", "xk-job", "job ", el("code", "", job)) : null,
       code ? snippet(code) : null,
     ].filter(Boolean));
     attrs(p.outcome, { "data-tone": tone });
-    announce(title ?? lines[0]);
+    const news = title ?? lines[0];
+    if (news !== spoken) announce(news);
+    spoken = news;
     draw();
   }
 

@@ -10,7 +10,8 @@ else can be asked:
     ``corpora`` of the runs of a training, see `wishes.corpora`
 ``foresee`` {wish}
     what a launch would come to: ``answer``, ``run_id``, ``job_id``, ``refusal``, ``kind`` (its
-    class), ``warning``, ``n_tokens``, ``n_contexts``, ``estimate``, ``code``
+    class), ``warning``, ``n_tokens``, ``n_contexts``, ``estimate``, ``code``; without a wish
+    the question before is given up, and this one refused
 ``compare`` {run_ids}
     the largest differences of two completed runs
 ``browse`` {view, run_id}
@@ -174,7 +175,7 @@ class Desk:
     def _browse(self, message: Message, _: Report) -> dict[str, Any]:
         browser = self._source.browser(_text(message, "run_id"))
         shown = without_parent(lambda: browser_view.BrowserView(browser))
-        view = _text(message, "view")
+        view = _text(message, "view")[:80]
         self.close_browser(view)
         while len(self._browsers) >= MAX_BROWSERS:  # of views that went without a word
             self.close_browser(next(iter(self._browsers)))
