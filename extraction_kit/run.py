@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from extraction_kit import (
     cataloguing,
+    comparison,
     deletion,
     labelling,
     refusals,
     service,
     status,
     widgets,
+    wishes,
 )
 from extraction_kit.catalog import reading
+from extraction_kit.catalog.comparing import Differences, differences
 from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.catalog.relations import literal
-from extraction_kit.corpora import Corpus
+from extraction_kit.corpora import Corpus, Progress
 from extraction_kit.errors import (
     RunFailed,
     RunRefused,
@@ -30,13 +33,16 @@ from extraction_kit.errors import (
 from extraction_kit.lifecycle import ACTIVE, ENDED, RunState
 from extraction_kit.overview import Overview
 from extraction_kit.reader import ResultReader
+from extraction_kit.service import Launched
 from extraction_kit.status import Explanation
 from extraction_kit.views import Happening, RunView
 from extraction_kit.widgets.browsed import Browsed
+from extraction_kit.wishes import Prospect, Wish
 from extraction_kit.workbench import Workbench
 
 if TYPE_CHECKING:
     from extraction_kit.catalog.session import Session
+    from extraction_kit.widgets.browser import FeatureBrowser
 
 _POLL_S = 0.25
 _RECONCILE_EVERY_S = 2.0
@@ -120,6 +126,34 @@ class Watcher:
         if run.state is RunState.REQUESTED:
             self.bench.send(run.target, run.job_id)
         return self.view(run_id)
+
+    # --- what a form asks for: see `wishes` ---
+
+    def trainings(self) -> list[dict[str, Any]]:
+        """Return the registered trainings, for a form."""
+        return wishes.trainings(self.bench)
+
+    def corpora(self, training_id: str) -> list[dict[str, Any]]:
+        """Return the corpora of a training's runs, for a form."""
+        return wishes.corpora(self.bench, training_id)
+
+    def foresee(self, wish: Wish, progress: Progress) -> Prospect:
+        """Say what a launch would come to."""
+        return wishes.foresee(self.bench, wish, progress=progress)
+
+    def launch(self, wish: Wish, progress: Progress) -> Launched:
+        """Launch what a form asks for."""
+        return wishes.launch(self.bench, wish, progress=progress)
+
+    def differences(self, a: str, b: str, n: int) -> Differences:
+        """Return in what two completed runs differ most."""
+        folders = (Run(self, one).results_folder for one in (a, b))
+        found = comparison.compare(*folders, match="auto", cache=self.bench.paths.cache)
+        return differences(found, n)
+
+    def browser(self, run_id: str) -> "FeatureBrowser":
+        """Return the feature browser of a completed run."""
+        return Run(self, run_id).browse()
 
     def cancel(self, run_id: str) -> RunView:
         """Cancel a run."""

@@ -155,9 +155,7 @@ def launch(
     with bench.store.read() as connection:
         found = _find(connection, content, generation)
     if found is None:  # only new work needs space, a server and a worker; before any row
-        expected = disk_bytes(content.training, content.corpus, content.config)
-        bench.require_space(expected)
-        warning = disk.warning(bench, expected)
+        warning = _require_room(bench, content)
         if warning:
             log.warning("%s", warning)
         bench.start_processes()
@@ -172,6 +170,85 @@ def launch(
     return launched
 
 
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """What a launch would come to at this moment; nothing was done for it."""
+
+    run_id: str
+    """Of the run that would be made; else of the one that there is, or that is in the way."""
+    job_id: str
+    answer: Answer
+    refusal: RunRefused | None = None
+    """Why nothing would be launched; None for a new run and for one that is active."""
+    warning: str = ""
+    """Of the disk, for a new run."""
+
+
+def foresee(
+    bench: Workbench, content: Content, *, generation: int | None = None
+) -> Foreseen:
+    """Say what :func:`launch` would come to, by its own rule, and do nothing.
+
+    A refusal is a value here, also one that a launch raises.
+
+    Raises
+    ------
+    GenerationUnavailable
+        The generation asked for does not follow a completed or deleted one.
+    WorkspaceUnusable, BadCorpus
+        There is no room for a new run, or its prepared corpus was purged.
+    """
+    with bench.store.read() as connection:
+        decided = _decision(connection, content, generation)
+    is_new = decided.answer is Answer.NEW_RUN
+    warning = _require_room(bench, content) if is_new else ""
+    if decided.run is not None:
+        run_id, job_id = decided.run.run_id, decided.run.job_id
+    else:
+        _require_corpus(content.corpus)
+        row = _new_row(bench, content, generation or 1, by=bench.mover(Actor.LAUNCHER))
+        run_id, job_id = row["run_id"], row["job_id"]
+    return Foreseen(
+        run_id=run_id,
+        job_id=job_id,
+        answer=decided.answer,
+        refusal=decided.refusal,
+        warning=warning,
+    )
+
+
+def _require_room(bench: Workbench, content: Content) -> str:
+    """Refuse new work for which there is no space; return what is to be said of the disk."""
+    expected = disk_bytes(content.training, content.corpus, content.config)
+    bench.require_space(expected)
+    return disk.warning(bench, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decision:
+    """What the rule says of a launch: the run it is about, None for one that is to be made."""
+
+    run: RunRecord | None
+    answer: Answer
+    refusal: RunRefused | None = None
+
+
+def _decision(
+    connection: Connection, content: Content, generation: int | None
+) -> _Decision:
+    """Decide what a launch comes to: the rule of `launch` and of `foresee`."""
+    run = _find(connection, content, generation)
+    if run is None:
+        busy = records.active_run(connection, content.training.training_id)
+        refusal = None if busy is None else refusals.busy_with(busy)
+        return _Decision(run=busy, answer=answer_to_launch(None), refusal=refusal)
+    answer = answer_to_launch(run.state, deleted=run.deleted_at is not None)
+    is_refused = answer in {Answer.RETURN, Answer.REST, Answer.DELETED}
+    return _Decision(
+        run=run, answer=answer, refusal=refusals.of_launch(run) if is_refused else None
+    )
+
+
 def _decide(
     bench: Workbench,
     content: Content,
@@ -180,25 +257,18 @@ def _decide(
     row: Mapping[str, Any],
     by: Mover,
 ) -> Launched:
-    refusal: RunRefused | None = None
     with bench.store.write() as connection:
-        run = _find(connection, content, generation)
-        answer = _answer(run)
+        decided = _decision(connection, content, generation)
+        run, refusal = decided.run, decided.refusal
         if run is None:
-            busy = records.active_run(connection, content.training.training_id)
-            if busy is not None:
-                run, refusal = busy, refusals.busy_with(busy)
-            else:
-                _require_corpus(content.corpus)
-                insert_run(connection, row, by=by)
-                return Launched(run_id=row["run_id"], answer=answer)
-        elif answer in {Answer.RETURN, Answer.REST, Answer.DELETED}:
-            refusal = refusals.of_launch(run)
+            _require_corpus(content.corpus)
+            insert_run(connection, row, by=by)
+            return Launched(run_id=row["run_id"], answer=decided.answer)
         if refusal is not None:
             refusals.note(connection, run, refusal, by=by)
     if isinstance(refusal, (TrainingBusy, RunDeleted)):
         raise refusal  # a handle would show another config's numbers, or none
-    return Launched(run_id=run.run_id, answer=answer, refusal=refusal)
+    return Launched(run_id=run.run_id, answer=decided.answer, refusal=refusal)
 
 
 def _require_corpus(corpus: Corpus) -> None:
@@ -208,12 +278,6 @@ def _require_corpus(corpus: Corpus) -> None:
             f"the prepared corpus {corpus.path} is gone: type the launch again with the texts, "
             "which prepares it anew"
         )
-
-
-def _answer(run: RunRecord | None) -> Answer:
-    if run is None:
-        return answer_to_launch(None)
-    return answer_to_launch(run.state, deleted=run.deleted_at is not None)
 
 
 def _find(

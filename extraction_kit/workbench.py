@@ -13,7 +13,7 @@ from typing import Any
 from extraction_kit import embedded, outbox
 from extraction_kit.atomic import remove_folder, unusable, write_json
 from extraction_kit.config import STATISTICS_FORMAT, ExtractionConfig, Settings
-from extraction_kit.corpora import Corpus
+from extraction_kit.corpora import Corpus, Progress, prepare
 from extraction_kit.errors import (
     BadConfig,
     BadModel,
@@ -194,6 +194,26 @@ class Workbench:
         """Return the ids of all registered trainings."""
         with self.store.read() as connection:
             return [one.training_id for one in records.all_trainings(connection)]
+
+    def prepare_corpus(
+        self,
+        training: Training,
+        source: object,
+        *,
+        config: ExtractionConfig,
+        text_column: str | None = None,
+        progress: Progress | None = None,
+    ) -> Corpus:
+        """Prepare texts for a training; see :func:`extraction_kit.corpora.prepare`."""
+        return prepare(
+            source,
+            tokenizer=training.tokenizer,
+            config=config,
+            paths=self.paths,
+            progress=progress,
+            text_column=text_column,
+            max_context=training.model.max_context,
+        )
 
     def corpus_of(self, run: RunRecord) -> Corpus:
         """Open the corpus of a run."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 from extraction_kit import cataloguing, embedded, service, widgets
 from extraction_kit.comparison import compare
 from extraction_kit.config import ExtractionConfig, Settings
-from extraction_kit.corpora import Corpus, prepare, progress_bar
+from extraction_kit.corpora import Corpus, progress_bar
 from extraction_kit.curation import Curated
-from extraction_kit.errors import BadConfig, WorkerNotStarted
+from extraction_kit.errors import WorkerNotStarted
 from extraction_kit.estimate import Estimate, estimate
 from extraction_kit.lifecycle import Answer
 from extraction_kit.paths import find_workspace
@@ -23,6 +23,7 @@ from extraction_kit.trainings.saelens_release import fetch_release, is_release
 from extraction_kit.verification import Verification, verify
 from extraction_kit.views import RunView
 from extraction_kit.widgets.dashboard import Dashboard
+from extraction_kit.wishes import check_generation
 from extraction_kit.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -156,14 +157,12 @@ class Workspace(Curated):
         """
         training = self.training(training_id)
         with progress_bar("corpus") as progress:
-            return prepare(
+            return self._bench.prepare_corpus(
+                training,
                 source,
-                tokenizer=training.tokenizer,
                 config=config or ExtractionConfig(),
-                paths=self._bench.paths,
-                progress=progress,
                 text_column=text_column,
-                max_context=training.model.max_context,
+                progress=progress,
             )
 
     def launch(
@@ -213,7 +212,7 @@ class Workspace(Curated):
         RestsUntilResumed
             Only if `strict`.
         """
-        _check_generation(generation)  # before a corpus is prepared for nothing
+        check_generation(generation)  # before a corpus is prepared for nothing
         training, config = self.training(training_id), config or ExtractionConfig()
         prepared = self.corpus(
             corpus, training_id=training_id, config=config, text_column=text_column
@@ -457,15 +456,6 @@ class Workspace(Curated):
 
 def _id_of(run: Run | str) -> str:
     return run.run_id if isinstance(run, Run) else str(run)
-
-
-def _check_generation(generation: object) -> None:
-    if generation is None or (type(generation) is int and generation >= 1):
-        return
-    raise BadConfig(
-        f"generation={generation!r}: an integer from 1 is allowed, or None for the run that "
-        "is there. Type generation=2 to compute completed content anew"
-    )
 
 
 _default: dict[str, Workspace] = {}

@@ -1,13 +1,15 @@
 """Two runs side by side, feature by feature or in given pairs."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from extraction_kit.catalog.asking import in_memory, memory, readable
 from extraction_kit.catalog.listing import BESIDE, Named
-from extraction_kit.catalog.macros import compared
+from extraction_kit.catalog.macros import LARGEST_FIRST, compared
 from extraction_kit.catalog.relations import scan
 from extraction_kit.catalog.soundness import require_sound
 from extraction_kit.catalog.tables import FEATURES
@@ -94,4 +96,53 @@ def beside(a: Named, b: Named, pairs: Path | None) -> Named:
         f"(\n  SELECT\n    {columns}\n"
         f"  FROM ({a.select('*', indent=indent)}) AS a{pairing}\n"
         f"  JOIN ({b.select('*', indent=indent)}) AS b ON {on}\n)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """In what two runs differ most, of the rows of `side_by_side`."""
+
+    n: int
+    """Features of the first run."""
+    n_paired: int
+    """Those whose pair can be relied on: all of one SAE's; of two SAEs', the pairs in which
+    each is the other's nearest."""
+    n_dead_a: int
+    """Pairs of which only the first is dead."""
+    n_dead_b: int
+    """Pairs of which only the second is dead."""
+    n_doubled: int
+    """Pairs whose densities differ by a factor of 2 or more."""
+    rows: list[dict[str, Any]]
+    """The pairs that differ most: those dead in one run only, then by the density; none of
+    equal density."""
+
+
+def differences(compared: duckdb.DuckDBPyRelation, n: int) -> Differences:
+    """Return counts of what differs, and the `n` pairs that differ most.
+
+    Parameters
+    ----------
+    compared : DuckDBPyRelation
+        What `side_by_side` returns.
+    n : int
+        How many pairs.
+    """
+    total = len(compared)
+    paired = compared.filter("mutual") if "mutual" in compared.columns else compared
+    counts = paired.project(
+        "count(*), count_if(dead_a AND NOT dead_b), count_if(dead_b AND NOT dead_a), "
+        "count_if(abs(log2_ratio) >= 1)"
+    ).fetchall()
+    ((n_paired, n_dead_a, n_dead_b, n_doubled),) = counts
+    differing = paired.filter("dead_a <> dead_b OR log2_ratio <> 0")
+    largest = differing.order(f"{LARGEST_FIRST}, {compared.columns[0]}").limit(n)
+    return Differences(
+        n=total,
+        n_paired=n_paired,
+        n_dead_a=n_dead_a,
+        n_dead_b=n_dead_b,
+        n_doubled=n_doubled,
+        rows=[dict(zip(largest.columns, row, strict=True)) for row in largest.fetchall()],
     )

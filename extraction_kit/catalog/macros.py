@@ -100,6 +100,10 @@ def compared(a: str, b: str) -> str:
     return f"{both}, {ratio}"
 
 
+LARGEST_FIRST = "dead_a = dead_b, abs(log2_ratio) DESC NULLS LAST"
+"""The order of compared rows by how much their densities changed: first the features that are
+dead in one run only."""
+
 COMPARE = Macro(
     "compare",
     (("a", "a run id"), ("b", "the run id of a run of the same SAE")),
@@ -111,7 +115,7 @@ FROM features AS fa JOIN features AS fb ON fa.feature = fb.feature
 WHERE fa.run_id = a AND fb.run_id = b AND 1 = (
   SELECT count(DISTINCT coalesce(r.sae_digest, '')) FROM runs AS r
   WHERE r.run_id = a OR r.run_id = b)
-ORDER BY fa.dead = fb.dead, abs(log2_ratio) DESC NULLS LAST, fa.feature
+ORDER BY {LARGEST_FIRST}, fa.feature
 """,  # noqa: S608 - our own names
 )
 SIMILAR = Macro(

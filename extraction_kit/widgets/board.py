@@ -8,11 +8,17 @@ kernel to page, all but ``ack`` by the hub's thread
     ``{kind: "delta", seq, now, rows, gone, health, note}``: of each changed run the fields
     that changed; ``health`` is null if nothing of it changed.
     ``{kind: "card", view, state}``: the message of a run card, for the run that is open.
-    ``{kind: "ack", id, ok, reason}`` answers every message of the page.
+    ``{kind: "ack", id, ok, reason}`` answers every message of the page, that of a launch with
+    the ``run_id`` and when it is done. ``{kind: "answer", id, ok, content}``, or ``reason`` in
+    the place of ``content``, follows the ``ack`` of a question; ``{kind: "progress", id,
+    text}`` comes before, while something takes long.
 page to kernel, nothing else
     ``{kind: "hello", id, seq}``: somebody looks, and has heard of ``seq``. Answered by a
     ``full`` if that is -1 (something is missing), or older than what was sent a while ago.
     ``{kind: "act", id, name, run_id}``: launch, cancel or resume.
+    ``{kind: "act", id, name: "launch", wish}``: launch what the form asks for, see
+    `extraction_kit.wishes.Wish`.
+    ``{kind: "ask", id, name, ...}``: a question of ``desk.py``.
     ``{kind: "open", id, view, run_id}``: the run whose card this view of the page shows;
     null: none.
     ``{kind: "select", id, run_ids}``: what is selected.
@@ -30,6 +36,7 @@ from extraction_kit.lifecycle import ACTIVE
 from extraction_kit.overview import RunLine
 from extraction_kit.views import short
 from extraction_kit.widgets.card import act
+from extraction_kit.widgets.desk import Desk
 from extraction_kit.widgets.display import read_details
 from extraction_kit.widgets.hub import Hub, Pace, Watch
 from extraction_kit.widgets.payload import safe
@@ -44,6 +51,7 @@ MAX_OPEN = 8
 """Views of one dashboard that may show a card at the same time."""
 
 Message = dict[str, Any]
+Answered = tuple[bool, str] | None  # None: the answer comes later
 
 
 def row(line: RunLine) -> list[Any]:
@@ -78,6 +86,7 @@ class RunBoard:
         self.heard_at = time.monotonic()
         self.push = push
         self._source, self._hub, self._select = source, hub, select
+        self._desk = Desk(source, self._tell)
         self._seq = 0
         self._on_their_way: deque[tuple[float, int]] = deque()  # (when sent, seq)
         self._arrived = 0  # the page must have heard of this one by now
@@ -173,6 +182,9 @@ class RunBoard:
         while self._on_their_way and self._on_their_way[0][0] <= late:
             self._arrived = self._on_their_way.popleft()[1]
 
+    def _tell(self, message: Message) -> None:
+        self.push(message)
+
     # --- what the page asks ---------------------------------------------------------------
 
     def answer(self, message: object) -> Message | None:
@@ -185,33 +197,38 @@ class RunBoard:
         self.heard_at = time.monotonic()
         for watch in list(self._open.values()):
             watch.heard()
-        known: Mapping[str, Callable[[Mapping[str, Any]], tuple[bool, str]]] = {
+        known: Mapping[str, Callable[[Mapping[str, Any]], Answered]] = {
             "hello": self._hello,
             "act": self._act,
+            "ask": self._desk.ask,
             "open": self._show,
             "select": self._chosen,
         }
         kind = message.get("kind")
         chosen = known.get(kind) if isinstance(kind, str) else None
-        ok, reason = False, f"unknown message {kind!r}; allowed are {', '.join(known)}"
+        done: Answered = (
+            False,
+            f"unknown message {kind!r}; allowed are {', '.join(known)}",
+        )
         if chosen is not None:
-            ok, reason = chosen(message)
+            done = chosen(message)
         self._hub.attend(self)  # if it was forgotten, it is not any more
-        return {
-            "kind": "ack",
-            "id": str(message.get("id"))[:80],
-            "ok": ok,
-            "reason": reason,
-        }
+        head = {"id": str(message.get("id"))[:80]}
+        if done is None:
+            return {"kind": "progress", "text": "", **head}
+        return {"kind": "ack", **head, "ok": done[0], "reason": done[1]}
 
-    def _hello(self, message: Mapping[str, Any]) -> tuple[bool, str]:
+    def _hello(self, message: Mapping[str, Any]) -> Answered:
         self._settle()
         seq = message.get("seq")
         if type(seq) is not int or not self._arrived <= seq <= self._seq or seq < 0:
             self._hub.wake(self)
         return True, ""
 
-    def _act(self, message: Mapping[str, Any]) -> tuple[bool, str]:
+    def _act(self, message: Mapping[str, Any]) -> Answered:
+        if message.get("name") == "launch" and "wish" in message:
+            self._desk.launch(message)
+            return None
         run_id = message.get("run_id")
         if not isinstance(run_id, str):
             return False, f"run_id={run_id!r}: the id of a run is allowed"
@@ -222,6 +239,7 @@ class RunBoard:
 
     def _show(self, message: Mapping[str, Any]) -> tuple[bool, str]:
         view, run_id = str(message.get("view"))[:80], message.get("run_id")
+        self._desk.close_browser(view)
         before = self._open.pop(view, None)
         if before is not None:
             self._hub.drop(before)

@@ -5,9 +5,10 @@ const MAX_NOTES = 4;
 const SPEAK_MS = 3000; // news are gathered: two hundred runs may not speak each for itself
 const RESORT_MS = 5000;
 
-function render({ model, el: host, signal }) {
+function render({ model, el: host, signal, host: widgets }) {
   const ui = dashboardParts();
   host.append(ui.root);
+  const begin = exchange(model);
   const store = makeStore(() => hello(-1));
   const look = { sort: { key: "run", down: true }, states: new Set(), attention: false, words: [], grouped: false, collapsed: new Set() };
   const selected = new Set();
@@ -17,7 +18,7 @@ function render({ model, el: host, signal }) {
   let at = -1; // index of the active item
   let activeKey = null;
   let anchor = null;
-  let open = null; // {runId, card, stop, asked}
+  let wanted = null; // a run that was launched here, until it is in the table
   let frame = 0;
   let orderIsOld = false;
   let sortedAt = 0;
@@ -28,6 +29,11 @@ function render({ model, el: host, signal }) {
   const ofAct = new Map(); // act id -> {runId, name}
   const rowId = (key) => `xk-${ui.id}-${Array.from(key, (c) => c.codePointAt(0).toString(36)).join("-")}`;
   const list = virtualRows(ui.grid, ui.body, bind);
+  const detail = makeDetail({ model, ui, widgets, begin, announce, changed: () => invalidate() });
+  const form = makeForm({
+    ui, begin, announce, near: () => chosenRows()[0] ?? items[at]?.row, row: (runId) => store.rows.get(runId),
+    launched: (runId) => ((wanted = runId), reveal()), show: (row) => (pick(row.run_id), detail.card(row)),
+  });
 
   // --- talking to the kernel --------------------------------------------------------------
 
@@ -67,24 +73,24 @@ function render({ model, el: host, signal }) {
         if (!content.ok) announce(key);
       }
       invalidate();
-    } else if (open?.asked === content.id && !content.ok) {
-      say(open.note, content.reason);
     }
-    open?.card.tell("msg:custom", content);
+    detail.heard(content);
   }
 
   function received(content) {
+    if (begin.heard(content)) return;
     if (content?.kind === "ack") acknowledged(content);
-    else if (content?.kind === "card") {
-      if (open && content.view === ui.id && content.state.view.run_id === open.runId) showCard(content.state);
-    } else if (content?.kind === "full" || content?.kind === "delta") {
+    else if (content?.kind === "card") detail.heard(content);
+    else if (content?.kind === "full" || content?.kind === "delta") {
       const found = store.take(content);
       if (!found) return;
       for (const row of found.ended) news.push(row);
+      for (const trainingId of found.moved) form.moved(trainingId);
       for (const [runId, act] of pending) if (!store.rows.has(runId)) (pending.delete(runId), ofAct.delete(act.id));
       for (const runId of selected) if (!store.rows.has(runId)) selected.delete(runId);
       if (found.order) relist();
       else invalidate();
+      reveal();
       orderIsOld ||= !found.order;
     }
   }
@@ -126,7 +132,7 @@ function render({ model, el: host, signal }) {
     }
     const all = found.length === rows.length;
     say(ui.shown, all ? `${count(rows.length)} run${rows.length === 1 ? "" : "s"}` : `${count(found.length)} of ${count(rows.length)} runs`);
-    say(ui.empty, items.length ? "" : rows.length ? "No run fits search and filters." : "No runs yet: ws.launch(...) makes the first one.");
+    say(ui.empty, items.length ? "" : rows.length ? "No run fits search and filters." : "No runs yet: ws.launch(...) or New run… makes the first one.");
     attrs(ui.grid, { role: look.grouped ? "treegrid" : "grid", "aria-rowcount": items.length + 1 });
     // a table of three runs is small, and none jumps while a person types into the search
     ui.grid.style.setProperty("--xk-rows", Math.max(3, rows.length));
@@ -143,7 +149,7 @@ function render({ model, el: host, signal }) {
     if (one.row) {
       fillRow(made, one.row, { now: store.clock(), pending: pending.get(one.row.run_id) });
       attrs(node, { "aria-selected": selected.has(one.key) ? "true" : "false", "aria-level": look.grouped ? 2 : null });
-      node.classList.toggle("xk-is-open", open?.runId === one.key);
+      node.classList.toggle("xk-is-open", detail.shows(one.key));
     } else {
       fillGroup(made, one, { isOpen: !look.collapsed.has(one.training) });
       attrs(node, { "aria-level": 1 });
@@ -243,49 +249,52 @@ function render({ model, el: host, signal }) {
   }
 
   function drawFoot() {
-    const rows = [...selected].map((id) => store.rows.get(id)).filter(Boolean);
+    const rows = chosenRows();
     const hidden = rows.filter((row) => !fits(row)).length;
     const unseen = hidden ? `, ${count(hidden)} of them not shown` : "";
     say(ui.selected, rows.length ? `${count(rows.length)} selected${unseen}` : "");
     ui.hint.hidden = rows.length > 0;
-    if (rows.length && !ui.acts.children.length) ui.acts.append(...["cancel", "resume", "clear"].map(newAct));
+    if (rows.length && !ui.acts.children.length) ui.acts.append(...ACTS.map(newAct));
     if (!rows.length && ui.acts.contains(document.activeElement)) ui.grid.focus({ preventScroll: true });
     if (!rows.length) ui.acts.replaceChildren();
     for (const button of ui.acts.children) {
       const name = button.dataset.act;
       if (name === "clear") continue;
       const fit = able(rows, name);
-      say(button, fit.length ? `${capital(name)} ${count(fit.length)}` : capital(name));
+      const word = WORDS[name] ?? (fit.length ? `${capital(name)} ${count(fit.length)}` : capital(name));
+      say(button, word);
       attrs(button, { "aria-disabled": fit.length ? null : "true", title: fit.length ? null : noneToAct(rows, name) });
     }
     const done = rows.filter((row) => row.state === "completed");
     const lines = rows.length === 2 && done.length === 2
       ? [`ws.compare("${rows[0].run_id}", "${rows[1].run_id}")`]
       : done.length === 1 && rows.length === 1 ? [`ws.run("${rows[0].run_id}").browse()`] : [];
-    fill(ui.code, lines.length ? lines : null, () => lines.map(snippet));
+    const said = detail.shows(rows.map((row) => row.run_id).join()); // the line stands there
+    fill(ui.code, lines.length && !said ? lines : null, () => lines.map(snippet));
   }
 
-  const able = (rows, name) =>
-    rows.filter((row) => legalActs(row).includes(name) && !whyNot(row, name) && !pending.has(row.run_id));
+  function chosenRows() {
+    return [...selected].map((id) => store.rows.get(id)).filter(Boolean);
+  }
 
-  function noneToAct(rows, name) {
-    const states = tally(rows).map(([state, n]) => `${n} ${state}`).join(", ");
-    const can = name === "cancel" ? "a run that waits or extracts can be cancelled" : "a run that failed, was cancelled or interrupted can be resumed";
-    return `Nothing to ${name}: ${states} selected, ${can}.`;
+  function able(rows, name) {
+    if (name in NEEDS) return NEEDS[name] === rows.length && rows.every((row) => row.state === "completed") ? rows : [];
+    return rows.filter((row) => legalActs(row).includes(name) && !whyNot(row, name) && !pending.has(row.run_id));
   }
 
   function newAct(name) {
     const button = attrs(el("button", "xk-d-act", name === "clear" ? "Clear" : ""), { ...KEEP, type: "button", "data-act": name });
     button.addEventListener("click", () => {
-      const rows = [...selected].map((id) => store.rows.get(id)).filter(Boolean);
+      const rows = chosenRows();
       if (name === "clear") return choose(() => selected.clear());
       const fit = able(rows, name);
-      if (fit.length) ask(name, fit.map((row) => row.run_id));
-      else {
+      if (!fit.length) {
         answers = [{ key: name, ok: false, text: noneToAct(rows, name) }];
         announce(answers[0].text);
         invalidate();
-      }
+      } else if (name === "features") detail.features(fit[0]);
+      else if (name === "compare") detail.comparison(fit);
+      else ask(name, fit.map((row) => row.run_id));
     });
     return button;
   }
@@ -294,6 +303,7 @@ function render({ model, el: host, signal }) {
 
   function choose(change) {
     change();
+    answers = answers.filter(({ key }) => !ACTS.includes(key)); // why nothing was to be done before
     post(model, { kind: "select", id: randomId(), run_ids: [...selected] });
     announce(`${count(selected.size)} selected`);
     invalidate();
@@ -328,46 +338,33 @@ function render({ model, el: host, signal }) {
     relist();
   }
 
-  function shut() {
-    if (!open) return;
-    const inside = ui.detail.contains(document.activeElement);
-    open.stop?.();
-    open.abort.abort();
-    open = null;
-    ui.detail.replaceChildren();
-    ui.root.classList.remove("xk-has-open");
-    post(model, { kind: "open", id: randomId(), view: ui.id, run_id: null });
-    if (inside) ui.grid.focus({ preventScroll: true });
-    invalidate();
+  function pick(runId) {
+    selected.clear();
+    choose(() => selected.add(runId));
+    activeKey = runId;
+    const row = store.rows.get(runId);
+    if (!fits(row)) {
+      Object.assign(look, { attention: false, words: [] });
+      look.states.clear();
+      ui.find.value = "";
+    }
+    look.collapsed.delete(row.training_id);
+    relist();
+    list.reveal(at);
+    list.draw();
+  }
+
+  // The run that was launched here is selected as soon as the kernel tells of it.
+  function reveal() {
+    if (wanted == null || !store.rows.has(wanted)) return;
+    const runId = wanted;
+    wanted = null;
+    pick(runId);
   }
 
   function show(row) {
-    if (open?.runId === row.run_id) return shut();
-    open?.stop?.();
-    open?.abort.abort();
-    const code = el("div", "xk-d-code");
-    const note = el("div", "xk-d-note");
-    say(note, "Asking the kernel for this run…");
-    const close = attrs(el("button", "xk-d-act xk-close", "Close"), { ...KEEP, type: "button", title: "Close (Escape)" });
-    close.addEventListener("click", shut);
-    const holder = el("div", "xk-holder", note);
-    ui.detail.replaceChildren(el("div", "xk-detail-head", code, close), holder);
-    ui.root.classList.add("xk-has-open");
-    open = { runId: row.run_id, card: cardModel(model, row.run_id), stop: null, abort: new AbortController(), asked: randomId(), code, note, holder };
-    post(model, { kind: "open", id: open.asked, view: ui.id, run_id: row.run_id });
+    detail.card(row);
     list.reveal(at);
-    announce(`${row.training_id}: ${row.state}, details opened below the table`);
-    invalidate();
-  }
-
-  function showCard(state) {
-    if (!open.stop) {
-      open.note.remove();
-      open.card.tell("change:state", state);
-      open.stop = renderCard({ model: open.card, el: open.holder, signal: open.abort.signal });
-    } else open.card.tell("change:state", state);
-    const lines = codeFor(state.view);
-    fill(open.code, lines, () => lines.map(snippet));
   }
 
   // --- a person ---------------------------------------------------------------------------------
@@ -406,7 +403,7 @@ function render({ model, el: host, signal }) {
     else if (event.key === "Enter" && one?.row) show(one.row);
     else if (["Enter", "ArrowLeft", "ArrowRight"].includes(event.key) && look.grouped && one) turn(one, event.key);
     else if (event.key === "/") ui.find.focus();
-    else if (event.key === "Escape" && open) shut();
+    else if (event.key === "Escape" && detail.isOpen()) detail.close();
     else if (event.key === "Escape" && selected.size) choose(() => selected.clear());
     else return;
     event.preventDefault();
@@ -438,8 +435,9 @@ function render({ model, el: host, signal }) {
   }
 
   function leave(event) {
-    if (event.key !== "Escape") return;
-    shut();
+    const ofBrowser = event.target.closest?.('[data-kind="features"]'); // it has uses of its own for this key
+    if (event.key !== "Escape" || ofBrowser) return;
+    detail.close();
     event.stopPropagation();
   }
 
@@ -480,8 +478,9 @@ function render({ model, el: host, signal }) {
     sized.disconnect();
     document.removeEventListener("visibilitychange", looked);
     model.off("msg:custom", received);
-    if (open) post(model, { kind: "open", id: randomId(), view: ui.id, run_id: null });
-    open?.stop?.();
+    detail.stop();
+    form.stop();
+    begin.stop();
     ui.root.remove();
   };
   signal?.addEventListener("abort", stop);

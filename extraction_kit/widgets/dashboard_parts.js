@@ -8,7 +8,7 @@ function makeStore(onGap) {
   let waiting = false;
 
   store.take = (message) => {
-    const news = { order: false, ended: [] };
+    const news = { order: false, ended: [], moved: new Set() };
     if (message.kind === "full") {
       waiting = false;
       store.beat_s = message.beat_s;
@@ -29,11 +29,15 @@ function makeStore(onGap) {
         const row = store.rows.get(id);
         if (row && changes.state && changes.state !== row.state) news.ended.push({ ...row, ...changes });
         if (!row || changes.state || changes.findings) news.order = true;
+        if (!row || changes.state) news.moved.add(row?.training_id ?? changes.training_id);
         if (row) Object.assign(row, changes);
         else store.rows.set(id, changes);
         delete store.rows.get(id).words;
       }
-      for (const id of message.gone) news.order = store.rows.delete(id) || news.order;
+      for (const id of message.gone) {
+        news.moved.add(store.rows.get(id)?.training_id);
+        news.order = store.rows.delete(id) || news.order;
+      }
     }
     store.seq = message.seq;
     store.health = message.health ?? store.health;
@@ -101,6 +105,24 @@ function codeFor(row) {
   return active(row) ? [run, "await run"] : [run, "run.resume()", "print(run.explain())"];
 }
 
+// --- what can be done with the runs that are selected --------------------------------------------
+
+const ACTS = ["features", "compare", "cancel", "resume", "clear"];
+const WORDS = { features: "Open features", compare: "Compare" };
+const NEEDS = { features: 1, compare: 2 }; // so many runs, all completed
+
+function noneToAct(rows, name) {
+  const states = tally(rows).map(([state, n]) => `${n} ${state}`).join(", ");
+  const can = {
+    cancel: "a run that waits or extracts can be cancelled",
+    resume: "a run that failed, was cancelled or interrupted can be resumed",
+    features: "one completed run has features to open",
+    compare: "two completed runs can be compared",
+  }[name];
+  const nothing = { features: "No features to open", compare: "Nothing to compare" };
+  return `${nothing[name] ?? `Nothing to ${name}`}: ${states} selected, ${can}.`;
+}
+
 // --- the card of the run that is open --------------------------------------------------------
 
 // What a run card takes for its model: messages go through the dashboard's, with the run's id.
@@ -132,6 +154,8 @@ function dashboardParts() {
     find: attrs(el("input", "xk-input"), { ...KEEP, type: "search", placeholder: "Search runs  /", "aria-label": "search runs", spellcheck: "false", autocomplete: "off" }),
     chips: attrs(el("div", "xk-chips"), { role: "group", "aria-label": "states shown" }),
     group: attrs(el("button", "xk-chip", "Group by training"), { ...KEEP, type: "button", "aria-pressed": "false" }),
+    launch: attrs(el("button", "xk-d-act xk-new", "New run…"), { ...KEEP, type: "button", "aria-expanded": "false", "aria-controls": `xk-form-${id}` }),
+    form: attrs(el("div", "xk-form"), { role: "form", "aria-label": "launch a run", id: `xk-form-${id}` }),
     shown: el("span", "xk-shown"),
     columns: attrs(el("div", "xk-columns"), { role: "row", "aria-rowindex": 1 }),
     body: attrs(el("div", "xk-body"), { role: "rowgroup" }),
@@ -152,7 +176,7 @@ function dashboardParts() {
   const foot = el("div", "xk-foot", p.selected, p.acts, p.hint);
   p.root = el(
     "section", "xk-root xk-dash", el("header", "xk-d-head", p.title, p.home, p.facts), p.warning, p.stale,
-    el("div", "xk-tools", p.find, p.group, p.shown, p.chips), p.grid, foot, p.code, p.notes, p.detail, p.live,
+    el("div", "xk-tools", p.launch, p.find, p.group, p.shown, p.chips), p.form, p.grid, foot, p.code, p.notes, p.detail, p.live,
   );
   attrs(p.root, { role: "region", "aria-labelledby": p.title.id });
   return { ...p, id };

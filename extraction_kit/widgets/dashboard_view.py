@@ -13,7 +13,15 @@ from extraction_kit.widgets.board import RunBoard
 from extraction_kit.widgets.routing import without_parent
 from extraction_kit.widgets.source import ListSource
 
-PARTS = ("card", "dashboard_table", "dashboard_parts", "dashboard")
+PARTS = (
+    "card",
+    "dashboard_table",
+    "dashboard_parts",
+    "dashboard_ask",
+    "dashboard_detail",
+    "dashboard_form",
+    "dashboard",
+)
 """Files of the page, the widget's own last: an open run is shown by a run card."""
 
 

@@ -1,10 +1,17 @@
 """What a widget needs to know of a run: the only door from the notebook to the service."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from extraction_kit.catalog.comparing import Differences
+from extraction_kit.corpora import Progress
 from extraction_kit.overview import Overview
+from extraction_kit.service import Launched
 from extraction_kit.views import Happening, RunView
+from extraction_kit.wishes import Prospect, Wish
+
+if TYPE_CHECKING:
+    from extraction_kit.widgets.browser import FeatureBrowser
 
 
 class RunSource(Protocol):
@@ -52,6 +59,33 @@ class RunSource(Protocol):
 
 
 class ListSource(RunSource, Protocol):
-    """The same of all runs of a workspace."""
+    """The same of all runs of a workspace, and what can be launched there.
+
+    The methods of this class may take long: they are called on threads of their own.
+    """
 
     overview: Overview
+
+    def trainings(self) -> list[dict[str, Any]]:
+        """Return the registered trainings: see :func:`extraction_kit.wishes.trainings`."""
+        ...
+
+    def corpora(self, training_id: str) -> list[dict[str, Any]]:
+        """Return corpora of a training: see :func:`extraction_kit.wishes.corpora`."""
+        ...
+
+    def foresee(self, wish: Wish, progress: Progress) -> Prospect:
+        """Say what a launch would come to; see :func:`extraction_kit.wishes.foresee`."""
+        ...
+
+    def launch(self, wish: Wish, progress: Progress) -> Launched:
+        """Launch it."""
+        ...
+
+    def differences(self, a: str, b: str, n: int) -> Differences:
+        """Return the `n` largest differences of two completed runs."""
+        ...
+
+    def browser(self, run_id: str) -> "FeatureBrowser":
+        """Return the feature browser of a completed run."""
+        ...

@@ -16,6 +16,52 @@ def stage(tmp_path, tiny):
     stage.close()
 
 
+def launch_from_the_form(board, run):
+    """Launch the corpus of `run` with another top_k; return the id that was foreseen."""
+    board.get_by_role("button", name="New run…").click()
+    outcome = board.locator(".xk-outcome")
+    expect(outcome).to_contain_text(f"Refused: run {run.run_id[:8]} is completed")
+    top_k = board.get_by_label("Top k", exact=True)
+    top_k.fill("6")
+    top_k.press("Enter")
+    expect(outcome).to_contain_text("A new run", timeout=10_000)
+    expect(outcome).to_contain_text("about")  # an estimate, from the first run
+    begins = outcome.locator(".xk-come").inner_text().removeprefix("A new run, ")
+    board.locator(".xk-form .xk-main").click()
+    row = board.locator(f'[data-run^="{begins}"]')
+    expect(row).to_be_visible(timeout=30_000)
+    return row.get_attribute("data-run")
+
+
+def launched_once_from_the_form(book, board, stage, run):
+    """Launch from the form; the second time it refuses, and says why."""
+    second = launch_from_the_form(board, run)
+    row = board.locator(f'[data-run="{second}"]')
+    expect(row).to_have_attribute("aria-selected", "true", timeout=30_000)
+    expect(row).to_have_attribute("data-state", "completed", timeout=60_000)
+    # the form hears of it: the same launch is refused, and says why
+    outcome = board.locator(".xk-outcome")
+    expect(outcome).to_contain_text(f"Refused: run {second[:8]} is completed")
+    expect(outcome).to_contain_text("A completed run is never run again")
+    launch = board.locator(".xk-form .xk-main")
+    expect(launch).to_have_attribute("aria-disabled", "true")
+    launch.click(force=True)
+    assert len(stage.ws.views()) == 2
+    assert stage.executions(stage.ws.run(second)) == 1
+    book.picture("lab-dashboard-form-light")
+    board.locator(".xk-form").get_by_role("button", name="Close").click()
+    return second
+
+
+def features_opened_in_place(book, board):
+    """Open the feature browser of the run that is selected, below the table."""
+    board.get_by_role("button", name="Open features").click()
+    expect(board.locator(".xk-detail [data-feature]").first).to_be_visible(timeout=30_000)
+    book.picture("lab-dashboard-features-light")
+    board.locator(".xk-detail").get_by_role("button", name="Close").first.click()
+    board.get_by_role("button", name="Clear").click()
+
+
 def test_a_run_of_another_process_is_seen_from_its_launch_to_its_end(notebook, stage):
     home = str(stage.ws.home)
     opening = (
@@ -37,6 +83,9 @@ def test_a_run_of_another_process_is_seen_from_its_launch_to_its_end(notebook, s
     card.get_by_role("button", name="Launch").click(force=True)
     expect(card).to_contain_text("Launch refused.")
     assert stage.executions(run) == 1
+    second = launched_once_from_the_form(book, board, stage, run)
+    features_opened_in_place(book, board)
+    board.locator(f'[data-run="{second}"]').click()
     # keys that delete a notebook's cells stay in the table
     board.get_by_role("grid").focus()
     for key in ("Space", "x", "d", "d"):
@@ -47,4 +96,4 @@ def test_a_run_of_another_process_is_seen_from_its_launch_to_its_end(notebook, s
     book.picture("lab-dashboard-light")
     book.page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1")
     book.command("notebook:run-cell")
-    assert run.run_id in str(book.outputs(1))
+    assert second in str(book.outputs(1))

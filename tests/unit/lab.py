@@ -100,10 +100,10 @@ class Lab:
     def worker(self):
         return Mover(actor=Actor.WORKER, name="here:1", at=self.bench.now())
 
-    def publish(self, run_id):
+    def publish(self, run_id, result=RESULT):
         run = self.record(run_id)
         staged, final = self.bench.paths.staging_of(run_id, 1), self.folder(run_id)
-        stage(staged, RESULT, self.bench.manifest_of(run))
+        stage(staged, result, self.bench.manifest_of(run))
         assert publish(staged, final)
 
     def completed(self, training_id="tiny", *, seed=0, **options):

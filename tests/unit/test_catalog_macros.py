@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
 
+from extraction_kit.catalog.comparing import differences
 from extraction_kit.catalog.macros import MACROS
 from extraction_kit.catalog.publish import publish, stage
 from extraction_kit.catalog.reading import example_windows
@@ -106,6 +107,24 @@ def test_two_runs_are_compared_feature_by_feature(two):
     found = two[0].sql(f"FROM compare('{ONE}', '{OTHER}')").project("log2_ratio")
     ratios = [abs(ratio) for (ratio,) in found.fetchall() if ratio is not None]
     assert ratios == sorted(ratios, reverse=True)
+
+
+def test_the_largest_differences_leave_out_pairs_that_cannot_be_relied_on(two):
+    pairs = two[0].sql(
+        """SELECT * FROM (VALUES
+            (0, 5, 0.9, true, 0.1, 0.1, false, false, 0.0),
+            (1, 6, 0.9, true, 0.1, 0.4, false, false, 2.0),
+            (2, 7, 0.1, false, 0.1, 0.9, false, false, 3.2),
+            (3, 8, 0.8, true, 0.0, 0.2, true, false, NULL),
+            (4, 9, 0.7, true, 0.2, 0.1, false, false, -1.0)
+        ) AS t(feature_a, feature_b, cosine, mutual, density_a, density_b, dead_a, dead_b,
+               log2_ratio)"""
+    )
+    found = differences(pairs, 2)
+    assert (found.n, found.n_paired, found.n_doubled) == (5, 4, 2)
+    assert (found.n_dead_a, found.n_dead_b) == (1, 0)
+    assert [row["feature_a"] for row in found.rows] == [3, 1]
+    assert [row["feature_a"] for row in differences(pairs, 9).rows] == [3, 1, 4]
 
 
 def test_similar_features_come_with_what_they_are(two):

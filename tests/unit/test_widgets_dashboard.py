@@ -18,6 +18,7 @@ from extraction_kit.widgets.board import FIELDS, RunBoard
 from extraction_kit.widgets.dashboard import Dashboard
 from extraction_kit.widgets.hub import Hub, Pace
 from tests.many_runs import T0, write_runs
+from tests.results_to_browse import write_result
 from tests.unit.lab import Lab
 
 HOSTILE = (
@@ -377,6 +378,25 @@ def test_an_open_run_is_shown_by_a_card_with_its_story(written, page):
     assert view["error_traceback"].startswith("Traceback")
     assert message["state"]["events"]
     assert page.ask(kind="open", view="v1", run_id=None)["ok"]
+
+
+def test_the_features_of_a_run_are_opened_and_let_go_of(written, page, tmp_path):
+    waiting = written.ids("queued")[0]
+    page.ask(kind="ask", name="browse", view="v", run_id=waiting)
+    refused = page.await_("answer", lambda one: one["id"] == "7")
+    assert "has no results yet" in refused["reason"]
+    result = write_result(tmp_path / "result")  # a ledger of many runs has no results
+    page.board._source.browser = lambda _: result.browse()
+    shown = []
+    for question in ("1", "2"):
+        asked = {"kind": "ask", "name": "browse", "view": "v", "run_id": "any"}
+        page.board.answer({"id": question, **asked})
+        answer = page.await_("answer", lambda one, wanted=question: one["id"] == wanted)
+        shown.append(page.board._desk._browsers["v"])
+        assert answer["content"] == {"model_id": shown[-1].model_id}
+    assert [view.comm is None for view in shown] == [True, False]
+    page.ask(kind="open", view="v", run_id=None)
+    assert [view.comm is None for view in shown] == [True, True]
 
 
 def test_unknown_runs_cannot_be_opened_and_the_reason_comes_back(page):

@@ -1,0 +1,237 @@
+"""Answers the questions of a dashboard's page that may take long, and launches what it asks for.
+
+Each has a thread of its own: neither the table nor a click waits for it. Of one name only one
+is worked on at a time; a question in whose place another one was asked is given up. Nothing
+else can be asked:
+
+``trainings`` {}
+    ``trainings``: the registered ones, see `wishes.trainings`
+``corpora`` {training_id}
+    ``corpora`` of the runs of a training, see `wishes.corpora`
+``foresee`` {wish}
+    what a launch would come to: ``answer``, ``run_id``, ``job_id``, ``refusal``, ``kind`` (its
+    class), ``warning``, ``n_tokens``, ``n_contexts``, ``estimate``, ``code``; without a wish
+    the question before is given up, and this one refused
+``compare`` {run_ids}
+    the largest differences of two completed runs
+``browse`` {view, run_id}
+    ``model_id``: the feature browser of a completed run, as a widget
+
+and, as an act, the launch of a wish.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from extraction_kit.errors import BadInput, ExtractionKitError
+from extraction_kit.lifecycle import Answer
+from extraction_kit.service import Launched
+from extraction_kit.widgets import browser_view
+from extraction_kit.widgets.payload import safe
+from extraction_kit.widgets.routing import without_parent
+from extraction_kit.widgets.source import ListSource
+from extraction_kit.wishes import Prospect, Wish
+
+log = logging.getLogger(__name__)
+
+N_DIFFERENCES = 8
+MAX_BROWSERS = 8
+"""Views of one page that may show a feature browser at the same time."""
+_PROGRESS_EVERY_S = 0.3
+
+Message = Mapping[str, Any]
+Report = Callable[[int, int | None, str], None]
+Work = Callable[[Message, Report], dict[str, Any]]
+
+
+T = TypeVar("T")
+
+
+class _GivenUp(Exception):
+    """Another question was asked in the place of this one."""
+
+
+class Desk:
+    """Works for one page.
+
+    Parameters
+    ----------
+    source : ListSource
+        Where runs are read and launched.
+    tell : callable
+        Sends a message to the page; called from the threads.
+    """
+
+    def __init__(self, source: ListSource, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._source, self._tell = source, tell
+        self._known: Mapping[str, Work] = {
+            "trainings": self._trainings,
+            "corpora": self._corpora,
+            "foresee": self._foresee,
+            "compare": self._compare,
+            "browse": self._browse,
+        }
+        self._at_work = {name: threading.Lock() for name in (*self._known, "launch")}
+        self._newest: dict[str, str] = {}
+        self._browsers: dict[str, Any] = {}  # by view of the page
+
+    def ask(self, message: Message) -> tuple[bool, str]:
+        """Begin with a question; the answer is told later. False: it is none of ours."""
+        name = message.get("name")
+        if not isinstance(name, str) or name not in self._known:
+            return False, f"unknown question {name!r}; allowed are {', '.join(self._known)}"
+        question = str(message.get("id"))[:80]
+        self._newest[name] = question
+
+        def report(n_done: int, n_total: int | None, what: str) -> None:
+            if self._newest[name] != question:
+                raise _GivenUp
+            self._report(question, _tokens(n_done, n_total, what))
+
+        def work() -> None:
+            with suppress(_GivenUp):
+                content, reason = _tried(
+                    name, lambda: self._known[name](message, _seldom(report))
+                )
+                found = {"content": safe(content)} if reason is None else {"reason": reason}
+                ok = reason is None
+                self._tell({"kind": "answer", "id": question, "ok": ok, **found})
+
+        self._begin(name, work, lambda: self._newest[name] == question)
+        return True, ""
+
+    def launch(self, message: Message) -> None:
+        """Begin with a launch; its ``ack`` is told when it is done."""
+        act = str(message.get("id"))[:80]
+
+        def report(n_done: int, n_total: int | None, what: str) -> None:
+            self._report(act, _tokens(n_done, n_total, what))
+
+        def do() -> Launched:
+            wish = Wish.from_dict(message.get("wish"))
+            return self._source.launch(wish, _seldom(report))
+
+        def work() -> None:
+            launched, reason = _tried("launch", do)
+            run_id = None
+            if launched is not None:
+                run_id = launched.run_id
+                reason = None if launched.refusal is None else safe(str(launched.refusal))
+            ok = reason is None
+            if launched is not None and launched.answer is Answer.ATTACH:
+                reason = f"Run {run_id} does this already: nothing new was launched."
+            told = {"ok": ok, "reason": reason or "", "run_id": run_id}
+            self._tell({"kind": "ack", "id": act, **told})
+
+        self._begin("launch", work, lambda: True)
+
+    def close_browser(self, view: str) -> None:
+        """Let go of the feature browser that a view of the page showed."""
+        before = self._browsers.pop(view, None)
+        if before is not None:
+            without_parent(before.close)
+
+    def _begin(
+        self, name: str, work: Callable[[], None], wanted: Callable[[], bool]
+    ) -> None:
+        def one_at_a_time() -> None:
+            with self._at_work[name]:
+                if wanted():
+                    work()
+
+        threading.Thread(
+            target=one_at_a_time, name=f"extraction_kit {name}", daemon=True
+        ).start()
+
+    def _report(self, asked: str, text: str) -> None:
+        self._tell({"kind": "progress", "id": asked, "text": safe(text)})
+
+    # --- the questions ----------------------------------------------------------------------
+
+    def _trainings(self, _: Message, __: Report) -> dict[str, Any]:
+        return {"trainings": self._source.trainings()}
+
+    def _corpora(self, message: Message, _: Report) -> dict[str, Any]:
+        return {"corpora": self._source.corpora(_text(message, "training_id"))}
+
+    def _foresee(self, message: Message, report: Report) -> dict[str, Any]:
+        wish = Wish.from_dict(message.get("wish"))
+        return _foreseen(self._source.foresee(wish, report))
+
+    def _compare(self, message: Message, _: Report) -> dict[str, Any]:
+        run_ids = message.get("run_ids")
+        if not isinstance(run_ids, list) or len(run_ids) != 2:  # noqa: PLR2004 - a pair
+            raise BadInput(
+                f"run_ids={run_ids!r}: the ids of two completed runs are allowed"
+            )
+        a, b = map(str, run_ids)
+        return asdict(self._source.differences(a, b, N_DIFFERENCES)) | {"run_ids": [a, b]}
+
+    def _browse(self, message: Message, _: Report) -> dict[str, Any]:
+        browser = self._source.browser(_text(message, "run_id"))
+        shown = without_parent(lambda: browser_view.BrowserView(browser))
+        view = _text(message, "view")[:80]
+        self.close_browser(view)
+        while len(self._browsers) >= MAX_BROWSERS:  # of views that went without a word
+            self.close_browser(next(iter(self._browsers)))
+        self._browsers[view] = shown
+        return {"model_id": shown.model_id}
+
+
+def _foreseen(prospect: Prospect) -> dict[str, Any]:
+    foreseen, corpus, takes = prospect.foreseen, prospect.content.corpus, prospect.estimate
+    refusal = foreseen.refusal
+    return {
+        "answer": foreseen.answer.name.lower(),
+        "run_id": foreseen.run_id,
+        "job_id": foreseen.job_id,
+        "refusal": None if refusal is None else str(refusal),
+        "kind": None if refusal is None else type(refusal).__name__,
+        "warning": foreseen.warning,
+        "n_tokens": corpus.n_tokens,
+        "n_contexts": corpus.n_contexts,
+        "estimate": None if takes is None else asdict(takes),
+        "code": prospect.code,
+    }
+
+
+def _text(message: Message, name: str) -> str:
+    value = message.get(name)
+    if not isinstance(value, str) or not value:
+        raise BadInput(f"{name}={value!r}: a text is allowed")
+    return value
+
+
+def _tried(name: str, call: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Return what `call` returns, and in the words for a person why it did not work."""
+    try:
+        return call(), None
+    except _GivenUp:
+        raise
+    except ExtractionKitError as error:
+        return None, safe(str(error))
+    except Exception as error:  # whatever it is, the person who looks must see it
+        log.exception("%s did not work", name)
+        return None, safe(f"{type(error).__name__}: {error}")
+
+
+def _tokens(n_done: int, n_total: int | None, what: str) -> str:
+    return f"{what}: {n_done:,}{'' if n_total is None else f' of {n_total:,}'} tokens"
+
+
+def _seldom(report: Report) -> Report:
+    """Return `report` for what calls it often: it is called a few times per second."""
+    due = time.monotonic() + _PROGRESS_EVERY_S
+
+    def now_and_then(n_done: int, n_total: int | None, what: str) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + _PROGRESS_EVERY_S
+            report(n_done, n_total, what)
+
+    return now_and_then
