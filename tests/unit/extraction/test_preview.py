@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from extraction_kit.corpora.vocabulary import SCHEMA, TokenTexts
 from extraction_kit.extraction import StopAfterCheckpoint, extract
 from extraction_kit.extraction.preview import MAX_BYTES, MAX_TOKENS, N_FEATURES, Previews
 from extraction_kit.results import DENSE, GROUPS, result_digest
-from extraction_kit.stats import Collection, Sizes
+from extraction_kit.stats import Activations, Collection, Contexts, Sizes
 from extraction_kit.views import Preview
 from tests.unit.extraction.oracle import CLOSE, CONFIG, SETTINGS, naive_result
 from tests.unit.extraction.stops import stopper
@@ -66,26 +67,37 @@ def by_feature(preview):
     return {one.feature: one for one in preview.features}
 
 
-def test_it_equals_a_naive_loop_over_the_tokens_that_it_names(parts, run):
-    training, corpus = parts()
-    texts = TokenTexts(corpus.vocab)
-    batches = [each for each in run[0].told if each.preview and each.preview.features]
+WIDE = CONFIG.replace(context_size=24, window=(32, 16))  # wider than what is shown
+
+
+@pytest.mark.parametrize("config", [CONFIG, WIDE], ids=["narrow", "wide"])
+def test_it_equals_a_naive_loop_over_the_tokens_that_it_names(parts, run, config):
+    training, corpus = parts(config=config)
+    watcher = run[0] if config is CONFIG else watched(training, corpus, config=WIDE)[0]
+    batches = [each for each in watcher.told if each.preview and each.preview.features]
     for progress in (batches[0], batches[len(batches) // 2]):
         assert progress.preview.n_tokens == progress.n_tokens_done < corpus.n_tokens
         so_far = replace(corpus, n_contexts=progress.n_contexts_done)
-        columns, _, peaks, quality = naive_result(training, so_far, CONFIG)
+        columns, _, peaks, quality = naive_result(training, so_far, config)
         assert progress.l0 == pytest.approx(quality["l0"], rel=1e-12)
         assert progress.fvu == pytest.approx(quality["fvu"], rel=1e-5)
         assert progress.n_dead == columns["n_active"].count(0)
         for feature, shown in by_feature(progress.preview).items():
-            act, context, pos, start, _, window = min(peaks[feature])
-            assert shown.max_act == pytest.approx(-act, **CLOSE)
+            best = min(peaks[feature])
+            assert shown.max_act == pytest.approx(-best[0], **CLOSE)
             assert shown.density == columns["n_active"][feature] / progress.n_tokens_done
-            tokens = corpus.tokens_at(context)[start : pos + CONFIG.window[1] + 1]
-            assert list(shown.tokens) == texts.of(tokens)
-            acts = np.zeros(tokens.size)
-            acts[[at for at, _ in window]] = [value for _, value in window]
-            assert shown.acts == pytest.approx(acts, **CLOSE)
+            assert_window(shown, best, corpus, config.window)
+
+
+def assert_window(shown, best, corpus, window):
+    _, context, pos, start, _, entries = best
+    first = pos - min(pos, 7, window[0])
+    last = min(pos + window[1], first + 11)
+    tokens = corpus.tokens_at(context)[first : last + 1]
+    assert list(shown.tokens) == TokenTexts(corpus.vocab).of(tokens)
+    acts = dict.fromkeys(range(first, first + tokens.size), 0.0)
+    acts |= {start + at: value for at, value in entries if start + at in acts}
+    assert shown.acts == pytest.approx(list(acts.values()), **CLOSE)
 
 
 def test_the_last_one_is_of_all_tokens_and_equals_the_result(parts, run):
@@ -112,6 +124,18 @@ def test_the_last_one_is_of_all_tokens_and_equals_the_result(parts, run):
         assert shown.acts == tuple(acts.tolist())
 
 
+def test_the_last_one_is_made_however_lately_there_was_one(parts, run):
+    told = []
+    extract(
+        *parts(), config=CONFIG, settings=SETTINGS, on_progress=told.append,
+        clock=lambda: 0.0,
+    )  # fmt: skip
+    assert [getattr(told[-1], name) for name in LIVE[:3]] == [
+        getattr(run[0].told[-1], name) for name in LIVE[:3]
+    ]
+    assert told[-1].preview.n_tokens == told[-1].n_tokens_done
+
+
 def test_to_be_watched_changes_no_number(run, undisturbed):
     assert result_digest(run[1]) == result_digest(undisturbed)
 
@@ -124,11 +148,6 @@ def test_a_feature_stays_in_its_place_and_none_is_dense_when_it_comes(run):
         assert all(one.density <= DENSE for one in features[len(shown) :])
         shown = [one.feature for one in features]
     assert len(shown) == N_FEATURES
-
-
-def test_features_are_drawn_after_a_tenth_of_a_small_corpus(run, parts):
-    drawn = [n for n, (*_, preview) in run[0].live.items() if preview.features]
-    assert min(drawn) >= parts()[1].n_tokens // 10
 
 
 def test_after_a_resume_it_goes_on_where_it_was(parts, run, tmp_path):
@@ -163,6 +182,23 @@ def test_a_checkpoint_that_names_strange_features_does_no_harm(parts, noted):
 
 
 @pytest.mark.parametrize(
+    ("n_tokens", "n_drawn"), [(720, 2), (730, 0), (10**9, 0)], ids=["tenth", "less", "vast"]
+)
+def test_features_are_drawn_after_a_tenth_of_the_corpus(parts, n_tokens, n_drawn):
+    training, corpus = parts()
+    made = previews(training, replace(corpus, n_tokens=n_tokens))
+    shape, row = (6, 12), torch.arange(0, 72, 12)  # the first token of six contexts
+    valid = torch.ones(shape, dtype=torch.bool)
+    contexts = Contexts.consecutive(0, torch.zeros(shape, dtype=torch.int64), valid)
+    rows, features = row.repeat_interleave(2), torch.tensor([3, 5] * 6)
+    active = Activations(contexts, rows, features, torch.ones(12), 0, training.sae.d_sae)
+    x = torch.randn(72, training.sae.d_in)
+    made._statistics.update(active).update_quality(x, x, n_active=12)
+    made.look()
+    assert len(made.figures["preview"].features) == n_drawn
+
+
+@pytest.mark.parametrize(
     ("takes_s", "pause_s"), [(0.0005, 1.0), (0.01, 5.0), (0.1, 50.0), (10.0, 60.0)]
 )
 def test_it_takes_two_thousandths_of_the_time(parts, takes_s, pause_s):
@@ -177,13 +213,12 @@ def test_it_takes_two_thousandths_of_the_time(parts, takes_s, pause_s):
 
 
 def test_the_longest_texts_stay_below_the_bound_and_are_free_of_nul(parts, tmp_path):
-    config = CONFIG.replace(context_size=24, window=(32, 16))
-    training, corpus = parts(config=config)
+    training, corpus = parts(config=WIDE)
     ids, long = range(training.model.vocab_size), "\0" + "\U0001f600" * 40
     table = pa.table([pa.array(ids, pa.int32()), [long] * 64, [b""] * 64], schema=SCHEMA)
     pq.write_table(table, tmp_path / "vocab.parquet")
     corpus = replace(corpus, vocab=tmp_path / "vocab.parquet")
-    watcher, _ = watched(training, corpus, config=config)
+    watcher, _ = watched(training, corpus, config=WIDE)
     shown = watcher.told[-1].preview
     assert len(shown.features) == N_FEATURES
     assert max(len(one.tokens) for one in shown.features) == MAX_TOKENS
