@@ -240,3 +240,16 @@ def test_without_its_vocabulary_a_run_shows_figures_only_and_completes(parts, tm
     watcher, result = watched(training, replace(corpus, vocab=tmp_path / "none.parquet"))
     assert watcher.told[-1].preview == Preview(n_tokens=corpus.n_tokens)
     assert watcher.told[-1].l0 == result.summary["l0"]
+
+
+def test_tokens_of_a_context_are_the_same_held_or_read_and_unknown_ids_have_no_text(parts):
+    _, corpus = parts()
+    fresh = replace(corpus)
+    read = [fresh.tokens_at(number).tolist() for number in (0, corpus.n_contexts - 1)]
+    batch = fresh.read(0, corpus.n_contexts)
+    expected = [batch.tokens[at][batch.present[at]].tolist() for at in (0, -1)]
+    assert read == expected
+    assert [fresh.tokens_at(at).tolist() for at in (0, corpus.n_contexts - 1)] == expected
+    texts = TokenTexts(corpus.vocab)
+    assert texts.of([5, 10**6, -1])[1:] == ["", ""]
+    assert texts.of([5]) != [""]
