@@ -89,7 +89,7 @@ function skeleton() {
     preview: attrs(el("div", "xk-preview"), { role: "group", "aria-label": "found so far" }),
     over: el("strong", ""),
     drawn: el("span", "xk-drawn"),
-    shown: el("div", "xk-shown"),
+    shown: el("div", "xk-sofar"),
     meta: el("div", "xk-meta"),
     findings: el("ul", "xk-findings"),
     error: el("div", "xk-error"),

@@ -235,14 +235,14 @@ def test_what_is_found_so_far_is_shown_with_the_tokens_that_it_is_of(stub, given
 
 def test_a_new_maximum_paints_its_own_row_only(stub, given):
     made = stub(given.running(preview=so_far()))
-    rows = "[...document.querySelectorAll('.xk-shown .xk-example')]"
+    rows = "[...document.querySelectorAll('.xk-sofar .xk-example')]"
     made.page.evaluate(f"window.before = {rows}.map((row) => row.firstChild)")
     made.push(given.running(preview=so_far(40_000, density=0.02, max_act=11.07)))
     same = f"{rows}.map((row, i) => row.firstChild === before[i])"
     expect(made.card).to_contain_text("2 % of tokens")
     assert made.page.evaluate(same) == [True, True]
     made.push(given.running(preview=so_far(max_act=20.0, acts=(0,) * 11 + (20.0,))))
-    expect(made.page.locator(".xk-shown .xk-peak").last).to_have_text(" </td>")
+    expect(made.page.locator(".xk-sofar .xk-peak").last).to_have_text(" </td>")
     assert made.page.evaluate(same) == [True, False]
 
 
@@ -429,7 +429,7 @@ def test_markup_in_any_text_stays_text(stub, given):
     made = stub(view, events=given.events, note=evil)
     hostile = so_far(tokens=HOSTILE, acts=(1.0, 0.5, 0.0, 0.2))
     made.push(given.running(training_id=evil, preview=hostile))
-    expect(made.page.locator(".xk-shown .xk-token", has_text="␀␇␛[31m␦")).to_be_visible()
+    expect(made.page.locator(".xk-sofar .xk-token", has_text="␀␇␛[31m␦")).to_be_visible()
     assert "\u202e" not in made.page.locator("#host").text_content()
     assert made.page.locator("#host img, #host script, #host b, #host td").count() == 0
     made.push(view, events=given.events, note=evil)
