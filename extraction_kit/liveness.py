@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from extraction_kit.atomic import write_json
+from extraction_kit.views import Preview
 
 _MINUTES_FROM_S, _HOURS_FROM_S = 120, 7200
 
@@ -181,12 +182,14 @@ class Beat:
     l0: float | None = None
     fvu: float | None = None
     n_dead: int | None = None
+    preview: Preview | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build it from plain values; further keys are passed over."""
         known = cls.__dataclass_fields__
-        return cls(**{name: value for name, value in values.items() if name in known})
+        mine = {name: value for name, value in values.items() if name in known}
+        return cls(**mine | {"preview": Preview.from_dict(mine.get("preview"))})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

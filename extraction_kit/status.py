@@ -100,6 +100,7 @@ def _view(
         l0=shown["l0"],
         fvu=shown["fvu"],
         n_dead=shown["n_dead"],
+        preview=None if working is None else working.preview,
         d_sae=training.spec["sae"]["d_sae"],
         model=short(training.spec["model"]["source"]),
         hook_name=training.spec["hookpoint"]["hook_name"],

@@ -1,9 +1,10 @@
 """What can be said of a run at one moment: plain values for status, card and CLI."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Self
 
 from extraction_kit.lifecycle import RunState
 
@@ -52,6 +53,49 @@ class Happening:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureSoFar:
+    """One feature of a run that extracts, with its largest activation up to now."""
+
+    feature: int
+    density: float  # share of the tokens so far on which it is active
+    max_act: float
+    tokens: tuple[str, ...]  # around the peak
+    acts: tuple[float, ...]  # its activation on each of them, 0 where it is silent
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build it from JSON values; raises what they raise if they are none of it."""
+        tokens, acts = values["tokens"], values["acts"]
+        found = [(str(text), float(act)) for text, act in zip(tokens, acts, strict=True)]
+        return cls(
+            feature=int(values["feature"]),
+            density=float(values["density"]),
+            max_act=float(values["max_act"]),
+            tokens=tuple(text for text, _ in found),
+            acts=tuple(act for _, act in found),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a run that extracts has found up to now; L0, FVU and dead are as old as this."""
+
+    n_tokens: int  # valid tokens over which all of it is
+    features: tuple[FeatureSoFar, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: object) -> Self | None:
+        """Build it from JSON values; None if there is none, or none that this version knows."""
+        if not isinstance(values, Mapping):
+            return None
+        try:
+            features = tuple(map(FeatureSoFar.from_dict, values["features"]))
+            return cls(n_tokens=int(values["n_tokens"]), features=features)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunView:
     """A run as it stands: ledger row, beat and evidence together.
 
@@ -81,6 +125,7 @@ class RunView:
     l0: float | None = None
     fvu: float | None = None
     n_dead: int | None = None
+    preview: Preview | None = None  # while it extracts; None too from an older worker
     d_sae: int | None = None
     model: str = ""
     hook_name: str = ""

@@ -110,6 +110,7 @@ class Lease:
                 l0=progress.l0,
                 fvu=progress.fvu,
                 n_dead=progress.n_dead,
+                preview=progress.preview,
             )
         self.check()
 

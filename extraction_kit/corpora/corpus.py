@@ -231,6 +231,18 @@ class Corpus:
             )
         )
 
+    def tokens_at(self, number: int) -> Int32[np.ndarray, " position"]:
+        """Return the token ids of one context; whoever reads the corpus is not disturbed."""
+        group, row = divmod(number, ROWS_PER_GROUP)
+        batch = self._groups.get(group)  # what is held is used, nothing else is pushed out
+        if batch is not None:
+            held: np.ndarray = batch.tokens[row][batch.present[row]]
+            return held
+        with pq.ParquetFile(self.path / CONTEXTS) as file:
+            table = file.read_row_group(group, columns=["tokens"])
+        blob = table["tokens"][row].as_py()
+        return np.frombuffer(blob, dtype=token_dtype(self.vocab_size)).astype(np.int32)
+
     def lengths(self) -> Int32[np.ndarray, " context"]:
         """Return the number of tokens of each context."""
         column = pq.read_table(self.path / CONTEXTS, columns=["n_tok"])["n_tok"]

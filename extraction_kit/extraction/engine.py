@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
 from extraction_kit.extraction.feed import Tile
 from extraction_kit.extraction.given import Given
+from extraction_kit.extraction.preview import Previews
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
 from extraction_kit.extraction.result import Pass, results_of
 from extraction_kit.extraction.rig import Rig
@@ -25,9 +25,6 @@ from extraction_kit.extraction.station import Station
 from extraction_kit.results import ExtractionResult
 from extraction_kit.sources.devices import cpu_threads
 from extraction_kit.trainings import Training
-
-LIVE_EVERY_S = 1.0
-"""Seconds between two refreshes of the live figures that need a look at the statistics."""
 
 
 class StopAfterCheckpoint(BaseException):
@@ -164,6 +161,8 @@ def extract_together(  # noqa: PLR0913 - as `extract`
             tell=tell,
             clock=clock,
         )
+        if on_progress is not None and len(rig.stations) == 1:
+            job.previews = Previews(rig.stations[0].statistics, corpus, clock=clock)
         if checkpoint is not None:
             job.resume(checkpoint)
         job.run()
@@ -198,7 +197,7 @@ class _Extraction:
     resumed_from: int | None = None
     tiles: Generator[Tile, None, None] = field(init=False, repr=False)
     rate: Rate = field(default_factory=Rate)
-    live: dict[str, Any] = field(default_factory=dict)
+    previews: Previews | None = None
 
     # --- before the first batch ---
 
@@ -232,6 +231,8 @@ class _Extraction:
         self.n_tokens_done = self.saved_tokens = int(meta["n_tokens_done"])
         self.earlier_s = float(meta["elapsed_s"])
         self.resumed_from = self.n_tokens_done
+        if self.previews is not None:  # no part of the numbers: an older one has none
+            self.previews.go_on(meta.get("previewed"))
 
     def _refuse_foreign(self, checkpoint: Checkpoint) -> None:
         theirs = {
@@ -270,7 +271,7 @@ class _Extraction:
             while self.n_contexts_done < self.rig.corpus.n_contexts:
                 with self.rig.memory_errors():
                     self._batch()
-                self._refresh_live()
+                self._look()
                 if self.clock() - self.last_save >= self.rig.settings.checkpoint_every_s:
                     self._save()
                 self.tell(self._progress("extracting"))
@@ -280,6 +281,7 @@ class _Extraction:
             raise
         finally:
             self.tiles.close()
+        self._look(at_once=True)
         if self.n_contexts_done > self.saved_contexts:
             self._save()  # from here to the published result nothing is computed twice
         if self.n_tokens_done != self.rig.corpus.n_tokens:
@@ -331,19 +333,14 @@ class _Extraction:
             n_tokens_done=self.n_tokens_done,
             n_contexts_done=self.n_contexts_done,
             checkpoint_tokens=self.saved_tokens,
-            l0=self.live.get("l0"),
-            fvu=self.live.get("fvu"),
-            n_dead=self.live.get("n_dead"),
             tokens_per_s=self.rate.tokens_per_s,
+            **({} if self.previews is None else self.previews.figures),
         )
 
-    def _refresh_live(self) -> None:
-        now = self.clock()
-        self.rate.note(now, self.n_tokens_done)
-        if now - self.live.get("at", -LIVE_EVERY_S) >= LIVE_EVERY_S:
-            self.live["at"] = now
-            if len(self.rig.stations) == 1:
-                self.live |= self.rig.stations[0].live()
+    def _look(self, *, at_once: bool = False) -> None:
+        self.rate.note(self.clock(), self.n_tokens_done)
+        if self.previews is not None:
+            self.previews.look(at_once=at_once)
 
     def _elapsed_s(self) -> float:
         return self.earlier_s + self.clock() - self.started
@@ -363,6 +360,7 @@ class _Extraction:
             "corpus_digest": self.rig.corpus.digest,
             "fingerprint": self.rig.fingerprint,
             "elapsed_s": self._elapsed_s(),
+            "previewed": [] if self.previews is None else self.previews.drawn,
         }
         save(self.folder, arrays, meta)
         self.saved_contexts, self.saved_tokens = self.n_contexts_done, self.n_tokens_done

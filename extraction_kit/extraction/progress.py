@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from extraction_kit.views import Preview
+
 RATE_WINDOW_S = 15.0
 """Seconds over which the live rate is taken."""
 
@@ -22,11 +24,13 @@ class Progress:
     checkpoint_tokens: int | None = None
     """Valid tokens in the newest checkpoint; None without one."""
     l0: float | None = None
-    """Mean active features per valid token so far; None, as the next two, where several SAEs
-    are measured."""
+    """Mean active features per valid token so far; None, as the next three, where several
+    SAEs are measured."""
     fvu: float | None = None
     n_dead: int | None = None
     """Features that have not fired so far."""
+    preview: Preview | None = None
+    """Over how many tokens the three are, and a few features with their top example."""
     tokens_per_s: float | None = None
     """Valid tokens per second, lately."""
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -190,15 +189,6 @@ class Station:
                     f"(dtype={self.config.dtype!r}): use dtype='float32' or 'bfloat16', or "
                     "another hook_name"
                 )
-
-    def live(self) -> dict[str, Any]:
-        """Return ``l0``, ``fvu`` and ``n_dead`` so far."""
-        quality = self.statistics.quality.compute()
-        return {
-            "l0": quality["l0"],
-            "fvu": quality["fvu"],
-            "n_dead": self.statistics.n_dead(),
-        }
 
 
 def _check_width(training: Training) -> None:

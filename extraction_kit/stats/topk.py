@@ -1,5 +1,9 @@
 """Where every feature is most active: its top examples, with what surrounds them."""
 
+import bisect
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Int64
@@ -87,6 +91,35 @@ class TopK(ExampleStatistic):
         last = torch.nonzero(ranks(kept.feature) == self.k - 1).squeeze(1)
         self._bound.zero_()
         self._bound[kept.feature[last]] = kept.value[last]
+
+    def best(self, feature: Int64[Tensor, " n"], context: Int64[Tensor, " n"]) -> Rows:
+        """Return the best row of each `feature`, which is in `context`, in any order.
+
+        Looks up the kept rows by bisection, and at the feature and context of every buffered
+        one if a row is not among them.
+        """
+        at = torch.searchsorted(self._kept.feature, feature)
+        kept = at < self._kept.n
+        kept[kept.clone()] = (self._kept.feature[at[kept]] == feature[kept]) & (
+            self._kept.context[at[kept]] == context[kept]
+        )
+        found = [self._kept.select(at[kept])]
+        if not bool(kept.all()) and self._pending:
+            found += self._buffered(feature[~kept], context[~kept])
+        return Rows.joined(found)
+
+    def _buffered(self, feature: Tensor, context: Tensor) -> Iterator[Rows]:
+        features = torch.cat([rows.feature for rows in self._pending])
+        contexts = torch.cat([rows.context for rows in self._pending])
+        wanted = torch.zeros_like(features, dtype=torch.bool)
+        for one, there in zip(feature, context, strict=True):
+            wanted |= (features == one) & (contexts == there)
+        ends = list(itertools.accumulate(rows.n for rows in self._pending))
+        for place in torch.nonzero(wanted).squeeze(1).tolist():
+            part = bisect.bisect_right(ends, place)
+            rows = self._pending[part]
+            first = ends[part] - rows.n
+            yield rows.select(torch.tensor([place - first], device=features.device))
 
     def group(self, kept: Rows) -> np.ndarray:
         """All are ``top``."""

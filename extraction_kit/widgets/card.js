@@ -86,6 +86,10 @@ function skeleton() {
     fill: el("div", "xk-fill"),
     mark: el("div", "xk-mark"),
     stats: el("div", "xk-stats"),
+    preview: attrs(el("div", "xk-preview"), { role: "group", "aria-label": "found so far" }),
+    over: el("strong", ""),
+    drawn: el("span", "xk-drawn"),
+    shown: el("div", "xk-sofar"),
     meta: el("div", "xk-meta"),
     findings: el("ul", "xk-findings"),
     error: el("div", "xk-error"),
@@ -105,10 +109,11 @@ function skeleton() {
   parts.trace.append(el("pre", ""));
   parts.timeline.append(el("ol", ""));
   const p = parts;
+  p.preview.append(el("div", "xk-preview-head", p.over, p.drawn), p.shown);
   const root = el(
     "section", "xk-root xk-card", el("header", "xk-head", title, p.acts), bar, p.stats, p.meta,
-    p.error, p.findings, p.story, p.refusal, p.note, p.stale, p.features, p.trace,
-    p.timeline, p.live,
+    p.error, p.findings, p.story, p.refusal, p.note, p.stale, p.preview, p.features,
+    p.trace, p.timeline, p.live,
   );
   attrs(root, { role: "group", "aria-labelledby": p.name.id });
   return { ...parts, bar, root };
@@ -121,8 +126,8 @@ const tile = ({ name, kind }) =>
 function qualityStats(view) {
   const soFar = view.state === "completed" ? "" : " so far";
   const list = [];
-  if (view.l0 != null) list.push(stat(digits(view.l0), "L0", "xk-first"));
-  if (view.fvu != null) list.push(stat(digits(view.fvu), "FVU"));
+  if (view.l0 != null) list.push(stat(digits(view.l0), `L0${soFar}`, "xk-first"));
+  if (view.fvu != null) list.push(stat(digits(view.fvu), `FVU${soFar}`));
   if (view.n_dead != null) {
     const part = view.d_sae ? ` (${share(view.n_dead / view.d_sae)})` : "";
     list.push(stat(count(view.n_dead) + part, `dead${soFar}`));
@@ -130,13 +135,17 @@ function qualityStats(view) {
   return list;
 }
 
-function featureRow(item) {
+function exampleOf(item) {
   const peak = Math.max(0, ...item.acts);
-  const tokens = heat(item.tokens, item.acts, peak, item.acts.indexOf(peak));
-  const name = el("strong", "", `feature ${item.feature}`);
-  const facts = ` fires on ${share(item.density)} of tokens · max ${digits(item.max_act)}`;
-  return el("div", "xk-feature", el("div", "xk-feature-head", name, facts),
-    el("div", "xk-example", ...tokens));
+  return heat(item.tokens, item.acts, peak, item.acts.indexOf(peak));
+}
+
+const factsOf = (item) => `${share(item.density)} of tokens · max ${digits(item.max_act)}`;
+
+function featureRow(item, facts) {
+  const head = el("div", "xk-feature-head", el("strong", "", `feature ${item.feature}`));
+  head.append(" ", el("span", "", facts));
+  return el("div", "xk-feature", head, el("div", "xk-example", ...exampleOf(item)));
 }
 
 function eventRow(event) {
@@ -329,6 +338,24 @@ function renderCard({ model, el: host, signal }) {
     say(ui.stale, stale ? news : "");
   }
 
+  // A row stays while its feature does: only a new maximum is painted again.
+  function drawPreview(view) {
+    const seen = view.preview;
+    ui.preview.hidden = !seen;
+    if (!seen) return fill(ui.shown, null, () => []);
+    say(ui.over, `So far, over ${count(seen.n_tokens)} tokens`);
+    const n = seen.features.length;
+    const many = n > 1 ? `${n} features` : "a feature";
+    say(ui.drawn, n ? `the top example of ${many} drawn by lot` : "");
+    const numbers = seen.features.map(({ feature }) => feature);
+    fill(ui.shown, numbers, () => seen.features.map((item) => featureRow(item, "")));
+    seen.features.forEach((item, i) => {
+      const [head, example] = ui.shown.children[i].children;
+      say(head.lastElementChild, factsOf(item));
+      fill(example, [item.tokens, item.acts], () => exampleOf(item));
+    });
+  }
+
   function draw() {
     const view = message.view;
     if (!view) return;
@@ -349,6 +376,7 @@ function renderCard({ model, el: host, signal }) {
       view.findings.map((text) => el("li", "", ...prose(text))),
     );
     fill(ui.error, view.error, () => [el("strong", "", view.error)]);
+    drawPreview(view);
     const refused = view.state === "completed" && (insisted || Boolean(view.refusal));
     const lines = refused ? [] : story(view);
     fill(ui.story, lines.map((line) => line.textContent), () => lines);
@@ -356,7 +384,9 @@ function renderCard({ model, el: host, signal }) {
     const refusal = view.state === "completed" ? [view.completed_at, minute] : null;
     fill(ui.refusal, refusal, () => refusalParts(view, now()));
     ui.refusal.hidden = !refused;
-    fill(ui.features, message.highlights ?? null, () => message.highlights.map(featureRow));
+    fill(ui.features, message.highlights ?? null, () =>
+      message.highlights.map((item) => featureRow(item, `fires on ${factsOf(item)}`)),
+    );
     ui.trace.hidden = !view.error_traceback;
     say(ui.trace.lastElementChild, view.error_traceback ?? "");
     const events = message.events ?? [];

@@ -98,8 +98,11 @@ def test_launching_while_it_runs_attaches_and_another_config_is_refused(stage):
     with pytest.raises(TrainingBusy):
         stage.launch(config=CONFIG.replace(top_k=3))
     assert stage.kinds(run).count("refused") == 1  # repeated refusals are one event
+    seen = until(lambda: run.view.preview and run.view, "a preview of what is found")
+    assert 0 < seen.preview.n_tokens <= seen.n_tokens_done
     run.wait(PATIENCE_S)
     assert run.state is RunState.COMPLETED, run.explain()
+    assert run.view.preview is None
     assert stage.executions(run) == 1
     assert len(stage.ws.views()) == 1
 

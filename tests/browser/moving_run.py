@@ -12,9 +12,13 @@ from datetime import UTC, datetime
 from extraction_kit import widgets
 from extraction_kit.errors import AlreadyCompleted, NothingToCancel, StillActive
 from extraction_kit.lifecycle import ACTIVE, RunState
-from extraction_kit.views import Happening, RunView
+from extraction_kit.views import FeatureSoFar, Happening, Preview, RunView
 
 RUN_ID = "9f2c11d07a3be845"
+SO_FAR = FeatureSoFar(
+    feature=7, density=0.01, max_act=9.5, tokens=(" of", " two", " <b>integers</b>"),
+    acts=(0.5, 6.0, 9.5),
+)  # fmt: skip
 
 
 class MovingSource:
@@ -53,10 +57,12 @@ class MovingSource:
                 if self._view.state is not RunState.EXTRACTING:
                     return
                 done = min(self._view.n_tokens, self._view.n_tokens_done + step)
-                self._set(n_tokens_done=done, l0=32.0, fvu=0.18, n_dead=41)
+                self._set(n_tokens_done=done, l0=32.0, fvu=0.18, n_dead=41,
+                          preview=Preview(n_tokens=done, features=(SO_FAR,)))  # fmt: skip
                 if done == self._view.n_tokens:
                     now = datetime.now(UTC)
                     self._set(state=RunState.COMPLETED, ended_at=now, completed_at=now,
+                              preview=None,
                               results_dir=f"/results/run_id={RUN_ID}")  # fmt: skip
                     self._note("complete", "100,000 tokens")
                     return
@@ -91,7 +97,7 @@ class MovingSource:
         with self._lock:
             if self._view.state not in ACTIVE:
                 raise NothingToCancel(run_id=run_id, state="", because="nothing runs")
-            self._set(state=RunState.CANCELLED, ended_at=datetime.now(UTC),
+            self._set(state=RunState.CANCELLED, ended_at=datetime.now(UTC), preview=None,
                       checkpoint_tokens=20_000)  # fmt: skip
             self._note("cancel", "by anna@lab-7")
             return self._view

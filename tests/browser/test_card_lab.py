@@ -112,6 +112,8 @@ def test_the_card_follows_the_dark_theme(notebook):
     painted = card.evaluate("(node) => getComputedStyle(node).backgroundColor")
     assert max(int(n) for n in painted[4:-1].split(",")[:3]) < 80
     expect(card).to_contain_text("dead so far")
+    found = card.get_by_role("group", name="found so far")
+    expect(found.locator(".xk-peak")).to_have_text(" <b>integers</b>")
     # JupyterLab styles lists and buttons of its own: the figures still stand in one row
     figures = card.locator(".xk-stat").all()
     assert len({figure.bounding_box()["y"] for figure in figures}) == 1

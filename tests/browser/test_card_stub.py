@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from extraction_kit import widgets
+from extraction_kit.views import FeatureSoFar, Preview
 
 pytestmark = pytest.mark.browser
 
@@ -21,12 +22,30 @@ HOSTILE = (
 )
 
 
+def so_far(n_tokens=36_096, **changes):
+    """A preview of two features; `changes` are of the second."""
+    first = FeatureSoFar(
+        feature=1187, density=0.00213, max_act=18.42,
+        tokens=(" value", " is", " a", " tuple", " of", " two", " integers", ",", " which",
+                "\n", "may", " be"),
+        acts=(4.4, 0, 0.8, 9.3, 3.0, 14.2, 18.42, 1.1, 0, 0, 0, 0),
+    )  # fmt: skip
+    second = {
+        "feature": 402, "density": 0.0151, "max_act": 11.07,
+        "tokens": (" file", " cannot", " be", " opened", ",", " an", " OSError", " is",
+                   " raised", ";", " 東京", " </td>"),
+        "acts": (0, 3.3, 0, 1.2, 0, 2.4, 8.8, 7.1, 11.07, 0.5, 0, 0),
+    }  # fmt: skip
+    features = (first, FeatureSoFar(**second | changes))
+    return Preview(n_tokens=n_tokens, features=features)
+
+
 def all_cards(given):
     timeline = {"events": given.events}
     ended = given.t0 + timedelta(minutes=3)
     no_worker = "no worker is alive: type `ws.up()`, or `extraction-kit up` in a terminal"
     return {
-        "running": (given.running(checkpoint_tokens=20_480), timeline),
+        "running": (given.running(checkpoint_tokens=20_480, preview=so_far()), timeline),
         "waiting": (
             given.view("queued", n_tokens_done=0, started_at=None, findings=(no_worker,)),
             {},
@@ -187,6 +206,52 @@ def test_quality_so_far_and_findings_are_shown(stub, given):
     expect(made.card).to_contain_text("212 (10.4 %)")
     expect(made.card).to_contain_text("dead so far")
     expect(made.page.get_by_role("listitem").first).to_contain_text("stuck: no progress")
+
+
+def test_what_is_found_so_far_is_shown_with_the_tokens_that_it_is_of(stub, given):
+    made = stub(given.running(preview=so_far()))
+    found = made.page.get_by_role("group", name="found so far")
+    expect(found).to_contain_text("So far, over 36,096 tokens")
+    expect(found).to_contain_text("top example of 2 features drawn by lot")
+    expect(found).to_contain_text("feature 402 1.51 % of tokens · max 11.1")
+    expect(found.locator(".xk-peak")).to_have_text([" integers", " raised"])
+    warmth = "(node) => Number(getComputedStyle(node).getPropertyValue('--a'))"
+    shares = [node.evaluate(warmth) for node in found.locator(".xk-on").all()]
+    assert shares.count(1) == 2  # each of its own maximum
+    assert shares[0] == pytest.approx(4.4 / 18.42, abs=1e-3)
+    # the card is not read out at every beat
+    assert found.locator("[aria-live], [role=status]").count() == 0
+    made.push(given.running(preview=so_far(50_000)))
+    made.page.clock.run_for(100)
+    expect(made.page.get_by_role("status")).to_have_text("")
+    expect(found).to_contain_text("So far, over 50,000 tokens")
+    made.push(given.completed(), highlights=given.highlights)
+    expect(found).to_be_hidden()
+    for figure in ("L0", "FVU", "dead"):
+        expect(
+            made.page.locator(".xk-label").get_by_text(figure, exact=True)
+        ).to_be_visible()
+
+
+def test_a_new_maximum_paints_its_own_row_only(stub, given):
+    made = stub(given.running(preview=so_far()))
+    rows = "[...document.querySelectorAll('.xk-sofar .xk-example')]"
+    made.page.evaluate(f"window.before = {rows}.map((row) => row.firstChild)")
+    made.push(given.running(preview=so_far(40_000, density=0.02, max_act=11.07)))
+    same = f"{rows}.map((row, i) => row.firstChild === before[i])"
+    expect(made.card).to_contain_text("2 % of tokens")
+    assert made.page.evaluate(same) == [True, True]
+    made.push(given.running(preview=so_far(max_act=20.0, acts=(0,) * 11 + (20.0,))))
+    expect(made.page.locator(".xk-sofar .xk-peak").last).to_have_text(" </td>")
+    assert made.page.evaluate(same) == [True, False]
+
+
+def test_a_worker_that_sends_no_preview_and_one_without_features_show_less(stub, given):
+    made = stub(given.running())
+    found = made.page.get_by_role("group", name="found so far", include_hidden=True)
+    expect(found).to_be_hidden()
+    made.push(given.running(preview=Preview(n_tokens=512)))
+    expect(found).to_have_text("So far, over 512 tokens")
 
 
 def test_a_failed_run_shows_error_advice_and_traceback_on_demand(stub, given):
@@ -362,6 +427,12 @@ def test_markup_in_any_text_stays_text(stub, given):
         error_traceback=evil, advice=evil, refusal=evil, findings=(evil,), phase=evil,
     )  # fmt: skip
     made = stub(view, events=given.events, note=evil)
+    hostile = so_far(tokens=HOSTILE, acts=(1.0, 0.5, 0.0, 0.2))
+    made.push(given.running(training_id=evil, preview=hostile))
+    expect(made.page.locator(".xk-sofar .xk-token", has_text="␀␇␛[31m␦")).to_be_visible()
+    assert "\u202e" not in made.page.locator("#host").text_content()
+    assert made.page.locator("#host img, #host script, #host b, #host td").count() == 0
+    made.push(view, events=given.events, note=evil)
     expect(made.page.get_by_text("<img src=x onerror").first).to_be_visible()
     highlight = {"feature": 1, "density": 0.1, "max_act": 1.0}
     tokens = {"tokens": list(HOSTILE), "acts": [1.0, 0.5, 0.0, 0.2]}
@@ -371,7 +442,8 @@ def test_markup_in_any_text_stays_text(stub, given):
     )
     made.click("Launch")
     # direction marks are written out: they turn nothing round
-    expect(made.page.locator(".xk-token", has_text="⟨U+202E⟩ltr⟨U+2066⟩")).to_be_visible()
+    token = made.page.locator(".xk-features .xk-token", has_text="⟨U+202E⟩ltr⟨U+2066⟩")
+    expect(token).to_be_visible()
     assert "\u202e" not in made.page.locator("#host").text_content()
     assert made.page.locator("#host img, #host script, #host b, #host td").count() == 0
     assert made.page.title() == "card"

@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -27,6 +28,7 @@ from extraction_kit.ledger.transitions import (
 )
 from extraction_kit.lifecycle import TRANSITIONS, Actor, Move, RunState
 from extraction_kit.liveness import Beat
+from extraction_kit.views import FeatureSoFar, Preview
 from tests.postgres import fresh_database
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -312,9 +314,11 @@ def test_a_writer_that_freezes_in_a_transaction_is_cut_off_by_the_server(postgre
 def test_a_beat_row_comes_back_and_can_be_forgotten(store):
     rows = BeatRows(store)
     assert rows.read("r1", 1) is None
+    seen = FeatureSoFar(feature=7, density=0.5, max_act=2.0, tokens=("東",), acts=(2.0,))
+    beat = Beat(number=2, l0=1.5, preview=Preview(n_tokens=9, features=(seen,)))
     for number in (1, 2):
-        rows.write("r1", 1, Beat(number=number, phase="extracting", l0=1.5))
-    assert rows.read("r1", 1) == Beat(number=2, phase="extracting", l0=1.5)
+        rows.write("r1", 1, replace(beat, number=number))
+    assert rows.read("r1", 1) == beat
     assert rows.read("r1", 2) is None
     rows.forget("r1", 1)
     assert rows.read("r1", 1) is None

@@ -1,10 +1,11 @@
 """Signs of life: processes that are gone, beats, observations on a monotonic clock."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from extraction_kit.liveness import (
     lasting,
     start_of,
 )
+from extraction_kit.views import FeatureSoFar, Preview
 
 
 def test_this_process_is_not_gone():
@@ -79,6 +81,24 @@ def test_a_beat_comes_back_and_a_torn_or_strange_one_is_none(tmp_path):
     files.forget("r", 1)
     assert files.read("r", 1) is None
     files.forget("r", 1)
+
+
+def test_a_beat_carries_a_preview_and_passes_over_one_that_it_does_not_know(tmp_path):
+    files, path = BeatFiles(tmp_path / "beats"), tmp_path / "beats" / "r-a1.json"
+    shown = FeatureSoFar(
+        feature=7, density=0.01, max_act=2.5, tokens=("␀\u202e</b>", "東"), acts=(0.0, 2.5)
+    )
+    files.write("r", 1, Beat(number=3, preview=Preview(n_tokens=9, features=(shown,))))
+    assert files.read("r", 1) == Beat(
+        number=3, preview=Preview(n_tokens=9, features=(shown,))
+    )
+    known = asdict(shown)
+    for preview in (
+        None, 3, [], {}, {"n_tokens": 9}, {"n_tokens": 9, "features": [{"feature": 7}]},
+        {"n_tokens": 9, "features": [known | {"acts": [1.0]}]},
+    ):  # fmt: skip
+        path.write_text(json.dumps({"number": 3, "preview": preview}), encoding="utf-8")
+        assert files.read("r", 1) == Beat(number=3)
 
 
 class Clock:

@@ -161,3 +161,27 @@ def test_different_windows_are_the_same_for_any_buffer_order_and_shards(limit, s
         found = merged.compute()
         pairs = list(zip(found.context.tolist(), found.act.tolist(), strict=True))
         assert pairs == expected
+
+
+@pytest.mark.parametrize("limit", [0, 3, 10**9])
+def test_the_best_row_is_found_kept_or_buffered(limit):
+    chance = np.random.default_rng(0)
+    topk, best = TopK(3, k=2, window=(1, 1)), {}
+    topk._limit = limit
+    for number in range(40):
+        acts = torch.from_numpy(chance.integers(0, 9, (SIZE, 3))).float()
+        row, feature = torch.nonzero(acts).unbind(1)
+        tokens = torch.zeros((1, SIZE), dtype=torch.int64)
+        contexts = Contexts.consecutive(number, tokens, torch.ones((1, SIZE), dtype=bool))
+        topk.update(Activations(contexts, row, feature, acts[row, feature], 0, 3))
+        for one in range(3):
+            act = acts[:, one].max()
+            if act > best.get(one, (0, 0))[0]:
+                best[one] = (float(act), number, int(acts[:, one].argmax()))
+        asked = torch.tensor([2, 0])
+        there = torch.tensor([best[2][1], best[0][1]])
+        found = topk.best(asked, there)
+        rows = zip(found.feature, found.value, found.context, found.pos, strict=True)
+        shown = {int(one): tuple(map(float, rest)) for one, *rest in rows}
+        assert shown == {one: best[one] for one in (0, 2)}
+    assert topk.best(torch.tensor([1]), torch.tensor([77])).n == 0
