@@ -151,9 +151,9 @@ class Watcher:
         found = comparison.compare(*folders, match="auto", cache=self.bench.paths.cache)
         return differences(found, n)
 
-    def browser(self, run_id: str) -> "FeatureBrowser":
-        """Return the feature browser of a completed run."""
-        return Run(self, run_id).browse()
+    def browser(self, run_id: str, other: str | None = None) -> "FeatureBrowser":
+        """Return the feature browser of a completed run, with another one beside it."""
+        return Run(self, run_id).browse(compare=None if other is None else Run(self, other))
 
     def cancel(self, run_id: str) -> RunView:
         """Cancel a run."""

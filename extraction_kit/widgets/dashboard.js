@@ -278,7 +278,7 @@ function render({ model, el: host, signal, host: widgets }) {
   }
 
   function able(rows, name) {
-    if (name in NEEDS) return NEEDS[name] === rows.length && rows.every((row) => row.state === "completed") ? rows : [];
+    if (name in NEEDS) return NEEDS[name].includes(rows.length) && rows.every((row) => row.state === "completed") ? rows : [];
     return rows.filter((row) => legalActs(row).includes(name) && !whyNot(row, name) && !pending.has(row.run_id));
   }
 
@@ -292,7 +292,7 @@ function render({ model, el: host, signal, host: widgets }) {
         answers = [{ key: name, ok: false, text: noneToAct(rows, name) }];
         announce(answers[0].text);
         invalidate();
-      } else if (name === "features") detail.features(fit[0]);
+      } else if (name === "features") detail.features(fit);
       else if (name === "compare") detail.comparison(fit);
       else ask(name, fit.map((row) => row.run_id));
     });

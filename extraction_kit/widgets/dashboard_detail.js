@@ -67,14 +67,16 @@ function makeDetail({ model, ui, widgets, begin, announce, changed }) {
     fill(one.code, lines, () => lines.map(snippet));
   }
 
-  async function features(row) {
-    const one = place("features", row.run_id, "the features of a run");
-    one.code.append(snippet(`browser = ws.run("${row.run_id}").browse()`));
+  async function features(rows) {
+    const [run, other] = rows;
+    const one = place("features", run.run_id, other ? "the features of two runs side by side" : "the features of a run");
+    const beside = other ? `compare=ws.run("${other.run_id}")` : "";
+    one.code.append(snippet(`browser = ws.run("${run.run_id}").browse(${beside})`));
     if (!widgets?.getWidget) return failed(one, "This page cannot show a widget in another one: run the line above in a cell.");
-    announce(`${row.training_id}: features opened below the table`);
+    announce(`${rows.map((row) => row.training_id).join(" and ")}: features opened below the table`);
     try {
       say(one.note, "Opening the features…");
-      const question = { name: "browse", view: ui.id, run_id: row.run_id };
+      const question = { name: "browse", view: ui.id, run_id: run.run_id, other: other?.run_id ?? null };
       const { model_id } = await begin("ask", question, (text) => sayIn(one)(text || "Opening the features…"));
       if (open !== one) return;
       const child = await widgets.getWidget(`anywidget:${model_id}`);

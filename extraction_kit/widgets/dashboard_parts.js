@@ -109,14 +109,14 @@ function codeFor(row) {
 
 const ACTS = ["features", "compare", "cancel", "resume", "clear"];
 const WORDS = { features: "Open features", compare: "Compare" };
-const NEEDS = { features: 1, compare: 2 }; // so many runs, all completed
+const NEEDS = { features: [1, 2], compare: [2] }; // so many runs, all completed
 
 function noneToAct(rows, name) {
   const states = tally(rows).map(([state, n]) => `${n} ${state}`).join(", ");
   const can = {
     cancel: "a run that waits or extracts can be cancelled",
     resume: "a run that failed, was cancelled or interrupted can be resumed",
-    features: "one completed run has features to open",
+    features: "the features of one completed run are opened, or those of two side by side",
     compare: "two completed runs can be compared",
   }[name];
   const nothing = { features: "No features to open", compare: "Nothing to compare" };

@@ -14,8 +14,9 @@ else can be asked:
     the question before is given up, and this one refused
 ``compare`` {run_ids}
     the largest differences of two completed runs
-``browse`` {view, run_id}
-    ``model_id``: the feature browser of a completed run, as a widget
+``browse`` {view, run_id, other}
+    ``model_id``: the feature browser of a completed run, as a widget; with the `other` one
+    beside it, if there is one
 
 and, as an act, the launch of a wish.
 """
@@ -173,7 +174,8 @@ class Desk:
         return asdict(self._source.differences(a, b, N_DIFFERENCES)) | {"run_ids": [a, b]}
 
     def _browse(self, message: Message, _: Report) -> dict[str, Any]:
-        browser = self._source.browser(_text(message, "run_id"))
+        other = None if message.get("other") is None else _text(message, "other")
+        browser = self._source.browser(_text(message, "run_id"), other)
         shown = without_parent(lambda: browser_view.BrowserView(browser))
         view = _text(message, "view")[:80]
         self.close_browser(view)

@@ -86,6 +86,6 @@ class ListSource(RunSource, Protocol):
         """Return the `n` largest differences of two completed runs."""
         ...
 
-    def browser(self, run_id: str) -> "FeatureBrowser":
-        """Return the feature browser of a completed run."""
+    def browser(self, run_id: str, other: str | None = None) -> "FeatureBrowser":
+        """Return the feature browser of a completed run, with another one beside it."""
         ...

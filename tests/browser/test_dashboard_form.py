@@ -250,14 +250,14 @@ def test_two_completed_runs_are_compared_below_the_table(dashboard, lab, theme):
     expect(table).to_have_count(0)
 
 
-def test_features_are_opened_of_one_completed_run_only(dashboard, lab):
+def test_features_are_opened_of_one_completed_run_or_of_two_side_by_side(dashboard, lab):
     made = dashboard(lab.ws._watcher)
     features = made.page.get_by_role("button", name="Open features", exact=True)
     made.row(lab.active).locator(".xk-c-check").click()
     expect(features).to_have_attribute("aria-disabled", "true")
     features.click(force=True)
     expect(made.page.get_by_role("list", name="answers")).to_contain_text(
-        "No features to open: 1 extracting selected, one completed run has features"
+        "No features to open: 1 extracting selected, the features of one completed run"
     )
     made.row(lab.active).locator(".xk-c-check").click()
     made.row(lab.first).locator(".xk-c-check").click()
@@ -266,3 +266,7 @@ def test_features_are_opened_of_one_completed_run_only(dashboard, lab):
     detail = made.page.locator(".xk-detail")
     expect(detail).to_contain_text(f'browser = ws.run("{lab.first}").browse()')
     expect(detail).to_contain_text("run the line above in a cell")
+    made.row(lab.second).locator(".xk-c-check").click()
+    features.click()
+    beside = f'ws.run("{lab.first}").browse(compare=ws.run("{lab.second}"))'
+    expect(detail).to_contain_text(beside)

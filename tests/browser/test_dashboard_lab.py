@@ -1,5 +1,7 @@
 """The dashboard in a real JupyterLab, while another process launches a real run."""
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -53,12 +55,18 @@ def launched_once_from_the_form(book, board, stage, run):
     return second
 
 
-def features_opened_in_place(book, board):
-    """Open the feature browser of the run that is selected, below the table."""
+def features_opened_in_place(book, board, other):
+    """Open the features of the run that is selected, below the table; then of both."""
+    detail = board.locator(".xk-detail")
     board.get_by_role("button", name="Open features").click()
-    expect(board.locator(".xk-detail [data-feature]").first).to_be_visible(timeout=30_000)
+    expect(detail.locator("[data-feature]").first).to_be_visible(timeout=30_000)
     book.picture("lab-dashboard-features-light")
-    board.locator(".xk-detail").get_by_role("button", name="Close").first.click()
+    board.locator(f'[data-run="{other}"] .xk-c-check').click()
+    board.get_by_role("button", name="Open features").click()
+    sides = detail.get_by_role("group", name=re.compile("^examples of [AB],"))
+    expect(sides).to_have_count(2, timeout=30_000)
+    book.picture("lab-dashboard-side-by-side-light")
+    detail.get_by_role("button", name="Close").first.click()
     board.get_by_role("button", name="Clear").click()
 
 
@@ -84,7 +92,7 @@ def test_a_run_of_another_process_is_seen_from_its_launch_to_its_end(notebook, s
     expect(card).to_contain_text("Launch refused.")
     assert stage.executions(run) == 1
     second = launched_once_from_the_form(book, board, stage, run)
-    features_opened_in_place(book, board)
+    features_opened_in_place(book, board, run.run_id)
     board.locator(f'[data-run="{second}"]').click()
     # keys that delete a notebook's cells stay in the table
     board.get_by_role("grid").focus()

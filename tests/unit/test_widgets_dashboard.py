@@ -386,7 +386,7 @@ def test_the_features_of_a_run_are_opened_and_let_go_of(written, page, tmp_path)
     refused = page.await_("answer", lambda one: one["id"] == "7")
     assert "has no results yet" in refused["reason"]
     result = write_result(tmp_path / "result")  # a ledger of many runs has no results
-    page.board._source.browser = lambda _: result.browse()
+    page.board._source.browser = lambda _, __: result.browse()
     shown = []
     for question in ("1", "2"):
         asked = {"kind": "ask", "name": "browse", "view": "v", "run_id": "any"}
