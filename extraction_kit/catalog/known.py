@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from extraction_kit.catalog.arrays import Rows, rows_table
 from extraction_kit.catalog.indexes import INDEXED, Index, read_index, select_indexed
+from extraction_kit.catalog.macros import MACROS
 from extraction_kit.catalog.relations import (
     FILES,
     VIEWS,
@@ -75,7 +76,6 @@ class Known:
         self._digests = _digests(self._rows.runs)
         self._change = 0
         self._made: dict[Table, _Made] = {}
-        self._macros: dict[str, str] = {}
         self._absent = _absent(rows.folders)
         self._commented = False
 
@@ -109,7 +109,6 @@ class Known:
             make_labels(connection)
             if first:
                 make_names(connection)
-        self._macros = _macros(connection)
 
     def take(self, connection: duckdb.DuckDBPyConnection, new: CatalogRows) -> None:
         """Take over the rows that changed."""
@@ -174,7 +173,7 @@ class Known:
         text = query.lower()
         if _BY_NAME.search(text):
             return names
-        others = dict(self._macros)
+        others = {macro.name: macro.query.lower() for macro in MACROS}
         while called := [name for name in others if name in text]:
             text = " ".join([text, *(others.pop(name) for name in called)])
         return {name for name in names if name in text}
@@ -231,11 +230,3 @@ def _replace_runs(
     connection.register("_content", runs)
     connection.execute(f"INSERT INTO {RUNS.name} FROM _content")
     connection.unregister("_content")
-
-
-def _macros(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    found = connection.execute(
-        "SELECT lower(function_name), lower(macro_definition) FROM duckdb_functions() "
-        "WHERE NOT internal AND macro_definition IS NOT NULL"
-    )
-    return dict(found.fetchall())

@@ -43,6 +43,7 @@ _ROW_GROUPS = {
     FEATURES.file: 2**15,  # all are asked for: fewer groups are read in less time
     HISTOGRAMS.file: 1024,  # 162 numbers per row, and one row is asked for
 }
+_FASTER = {FEATURES.file: "lz4"}  # a tenth more on disk, read in five sixths of the time
 _ARROW = {
     FEATURES: features_table,
     HISTOGRAMS: histograms_table,
@@ -103,7 +104,7 @@ def _write_table(path: Path, table: pa.Table) -> dict[str, Any]:
         pq.write_table(
             table,
             temporary,
-            compression="zstd",
+            compression=_FASTER.get(path.name, "zstd"),
             row_group_size=_ROW_GROUPS.get(path.name, ROW_GROUP),
             **_encodings(table.schema),
         )

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,8 +132,9 @@ def populate(
         connection.execute(
             f"CREATE OR REPLACE MACRO {_FOLDERS} AS CAST({_list_of(folders)} AS VARCHAR[])"
         )
+        there = {folder: frozenset(_listed(folder)) for folder in folders}
         for table in VIEWS:
-            query = _select_at_once(table, rows, folders, careful=careful)
+            query = _select_at_once(table, rows, there, careful=careful)
             make_view(connection, table, with_labels(table, query, rows), schema=FILES)
 
 
@@ -197,21 +198,38 @@ def with_labels(table: Table, query: str, rows: CatalogRows) -> str:
     return labelled(query, has_labels=rows.label_history.num_rows > 0)
 
 
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - 1,000 times
+    except OSError:
+        return []
+
+
 def _select_at_once(
-    table: Table, rows: CatalogRows, folders: Sequence[str], *, careful: bool
+    table: Table,
+    rows: CatalogRows,
+    there: Mapping[str, Collection[str]],
+    *,
+    careful: bool,
 ) -> str:
     """Return `select_of` a table where `_FOLDERS` and the views before it have been made.
 
-    The names of a thousand folders are there once, instead of six times.
+    The names of a thousand folders are there once, instead of six times; `there` tells the
+    files in each.
     """
     if table is PEAKS:
         examples, tokens = (f"{FILES}.{one.name}" for one in (EXAMPLES, TOKENS))
         return peaks_of(examples, tokens, by="run_id, ")
-    paths = _paths_of(table, rows, careful=careful)
-    if not paths or paths != list(_files(folders, table)):
+    if table not in RESULT_TABLES:
+        return select_of(table, rows, careful=careful)
+    file = table.file
+    present = [f"{folder}/{file}" for folder, names in there.items() if file in names]
+    paths = _readable_first(table, present, careful=careful)
+    if not paths or paths[0] != present[0] or len(paths) < len(there):
         return _select(table, paths)
-    file = literal(f"/{table.file}")
-    return _select_from(table, f"list_transform({_FOLDERS}, lambda one: one || {file})")
+    return _select_from(
+        table, f"list_transform({_FOLDERS}, lambda one: one || {literal(f'/{file}')})"
+    )
 
 
 def select_of(table: Table, rows: CatalogRows, *, careful: bool = False) -> str:
@@ -225,15 +243,12 @@ def select_of(table: Table, rows: CatalogRows, *, careful: bool = False) -> str:
         )
         counted = f"({tokens})" if tokens else None
         return peaks_of(f"({examples})", counted, by="run_id, ") if examples else ""
-    return _select(table, _paths_of(table, rows, careful=careful))
-
-
-def _paths_of(table: Table, rows: CatalogRows, *, careful: bool) -> list[str]:
     paths = {
         CONTEXTS: rows.corpora.values,
         VOCAB: rows.vocabs.values,
     }.get(table, lambda: _files(rows.folders.values(), table))()
-    return _readable_first(table, map(str, paths), careful=careful)
+    present = sorted(path for path in map(str, paths) if os.path.isfile(path))  # noqa: PTH113 - as below
+    return _select(table, _readable_first(table, present, careful=careful))
 
 
 def _files(folders: Iterable[Path | str], table: Table) -> Iterable[str]:
@@ -255,14 +270,13 @@ def names_of(table: Table) -> str:
 
 
 def _readable_first(
-    table: Table, paths: Iterable[str], *, careful: bool = False
+    table: Table, present: Sequence[str], *, careful: bool = False
 ) -> list[str]:
-    """Return the paths that exist; one that can be read comes first, [] if none can.
+    """Return the paths; one that can be read comes first, [] if none can.
 
     DuckDB takes the types from the first file. A damaged one further on fails the queries
     that need it, by name, and no other.
     """
-    present = sorted(path for path in paths if os.path.isfile(path))  # noqa: PTH113 - as above
     for number, path in enumerate(present):
         if _is_readable(path) and (not careful or is_bindable(table, path)):
             return [path, *present[:number], *present[number + 1 :]]
