@@ -60,8 +60,9 @@ protocol: $(STAMP) ## Run the long tests of the protocol: random histories, race
 mutants: $(STAMP) ## Break each guard of the protocol in turn; show which tests notice
 	$(PY) -m tests.mutants $(ARGS)
 
+# The tests of a file share a JupyterLab, or a page's files.
 test-browser: $(STAMP) ## Run the browser tests (they need Chromium)
-	$(PYTEST) -m "browser and not slow" tests $(ARGS)
+	$(AT_ONCE) --dist loadfile -m "browser and not slow" tests $(ARGS)
 
 # The libraries that train SAEs, with this package, in an environment of their own: no test of
 # this package needs them, and they draw in some 100 packages.
