@@ -42,7 +42,7 @@ class Pairing:
 def compare(a: Path, b: Path, *, match: str, cache: Path) -> "duckdb.DuckDBPyRelation":
     """Return two published results side by side. See `Workspace.compare`."""
     file = pair(a, b, match=match, cache=cache).file
-    return side_by_side(a, b, None if file is None else pq.read_table(file))
+    return side_by_side(a, b, None if file is None else _read(file))
 
 
 def pair(a: Path, b: Path, *, match: str, cache: Path) -> Pairing:
@@ -137,14 +137,28 @@ def _pairs(
     """Return the file of `Pairing`; weights never change, so it is kept."""
     kind = "number" if by_number else "decoder"
     path = cache / "matches" / f"{a['digest'][:24]}-{b['digest'][:24]}-{kind}.parquet"
-    if not path.exists():
+    if not _is_whole(path):
         asked = json.dumps({"a": dict(a), "b": dict(b), "by_number": by_number})
 
         def write(target: Path) -> None:
-            pq.write_table(_table(_matched(asked), by_number=by_number), target)
+            table = _table(_matched(asked), by_number=by_number)
+            pq.write_table(table, target, write_page_checksum=True)
 
         atomic.write_file(path, write)
     return path
+
+
+def _read(path: Path) -> pa.Table:
+    return pq.read_table(path, page_checksum_verification=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether matches are kept, as they were found: else they are found again."""
+    try:
+        _read(path)
+    except (OSError, pa.ArrowException, ValueError):
+        return False
+    return True
 
 
 def _table(found: Mapping[str, np.ndarray], *, by_number: bool) -> pa.Table:

@@ -139,7 +139,7 @@ class ExtractionConfig:
     """Arithmetic of the SAE, where it is not that of the model: "float32" beside a model in
     bfloat16 sums and compares pre-activations in float32."""
     seed: int = 0
-    """Seed of everything sampled (which features a preview shows, random examples)."""
+    """Seed of everything sampled (random examples, the contexts that are held out)."""
 
     def __post_init__(self) -> None:
         """Check every field; raise `BadConfig` that names the field and its range."""

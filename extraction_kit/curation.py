@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from extraction_kit import cataloguing, disk, labelling, purging
 from extraction_kit.labelling import KEPT, Kept
-from extraction_kit.run import Run, Watcher
+from extraction_kit.run import Run
+from extraction_kit.watcher import Watcher
 from extraction_kit.workbench import Workbench
 
 if TYPE_CHECKING:

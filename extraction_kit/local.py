@@ -96,7 +96,7 @@ class LocalResult(ResultReader):
                 Path(training["model"]["source"]).name,
                 training["hookpoint"]["hook_name"],
             ),
-            key=self.folder.name,
+            key=str(self.folder),
             folder=self._results(),
             corpus=corpus,
             names=names | {"vocab": Named(scan([corpus.vocab]))},

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 from extraction_kit import service
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.corpora import Corpus, Progress
-from extraction_kit.errors import BadConfig, BadCorpus, BadInput
+from extraction_kit.errors import BadConfig, BadCorpus, BadInput, BadModel
 from extraction_kit.estimate import Estimate, estimate
 from extraction_kit.ledger import records
 from extraction_kit.ledger.records import RunRecord
@@ -169,7 +170,12 @@ def foresee(bench: Workbench, wish: Wish, *, progress: Progress | None = None) -
     foreseen = service.foresee(bench, content, generation=wish.generation)
     is_new = foreseen.answer is Answer.NEW_RUN and foreseen.refusal is None
     training, corpus, config = content.training, content.corpus, content.config
-    takes = estimate(bench, training, corpus=corpus, config=config) if is_new else None
+    takes = None
+    if is_new:
+        # A launch never opens the model's weights, and the worker may see what this machine
+        # does not.
+        with suppress(BadModel):
+            takes = estimate(bench, training, corpus=corpus, config=config)
     return Prospect(
         content=content, foreseen=foreseen, estimate=takes, code=_code(wish, config)
     )

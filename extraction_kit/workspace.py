@@ -16,12 +16,13 @@ from extraction_kit.paths import find_workspace
 from extraction_kit.portable import export_catalog
 from extraction_kit.reader import ResultReader
 from extraction_kit.repair import Repair, plan, repair
-from extraction_kit.run import Run, Watcher
+from extraction_kit.run import Run
 from extraction_kit.shelf import TrainingRuns
 from extraction_kit.trainings import Training, describe_training
 from extraction_kit.trainings.saelens_release import fetch_release, is_release
 from extraction_kit.verification import Verification, verify
 from extraction_kit.views import RunView
+from extraction_kit.watcher import Watcher
 from extraction_kit.widgets.dashboard import Dashboard
 from extraction_kit.wishes import check_generation
 from extraction_kit.workbench import Workbench

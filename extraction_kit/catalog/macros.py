@@ -100,9 +100,11 @@ def compared(a: str, b: str) -> str:
     return f"{both}, {ratio}"
 
 
-LARGEST_FIRST = "dead_a = dead_b, abs(log2_ratio) DESC NULLS LAST"
+LARGEST_FIRST = (
+    "dead_a = dead_b, abs(log2_ratio) DESC NULLS LAST, greatest(density_a, density_b) DESC"
+)
 """The order of compared rows by how much their densities changed: first the features that are
-dead in one run only."""
+dead in one run only, the densest in the other one first."""
 
 COMPARE = Macro(
     "compare",

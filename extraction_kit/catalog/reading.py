@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from extraction_kit.catalog.asking import (
     ask,
+    fetched,
     manifest_of,
     query_of,
     readable,
@@ -19,7 +20,7 @@ from extraction_kit.catalog.asking import (
 from extraction_kit.catalog.peaks import limited, peaks_of
 from extraction_kit.catalog.peaks import search as tokens_search
 from extraction_kit.catalog.relations import literal, scan
-from extraction_kit.catalog.sorted_file import d_sae_of, opened, published
+from extraction_kit.catalog.sorted_file import d_sae_of, published
 from extraction_kit.catalog.soundness import require_sound
 from extraction_kit.catalog.tables import (
     EXAMPLES,
@@ -377,7 +378,13 @@ def example_windows(
         for row in published(folder / EXAMPLES.file).rows(number).to_pylist()
         if row["group"] == group and row["rank"] < n
     ]
-    found = opened(contexts).rows(*(row["context"] for row in rows)).to_pylist()
+    if not rows:
+        return []
+    numbers = ", ".join(str(row["context"]) for row in rows)
+    found = fetched(
+        contexts,
+        ask(contexts, f"FROM {scan([contexts])} WHERE context IN ({numbers})"),
+    )
     tokens_of = {row["context"]: token_ids_of(row["tokens"], row["n_tok"]) for row in found}
     missing = [row["context"] for row in rows if row["context"] not in tokens_of]
     if missing:

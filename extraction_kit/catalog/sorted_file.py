@@ -24,7 +24,10 @@ KEPT_BYTES = 8 * 2**20
 
 
 class SortedFile:
-    """A Parquet file; usable from several threads.
+    """A Parquet file that was published; see `published`. Usable from several threads.
+
+    Of a footer with a flipped bit pyarrow 26 may end the process: only bytes that are known
+    to be right come here.
 
     Parameters
     ----------
@@ -43,12 +46,12 @@ class SortedFile:
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
         with readable(path):
             self._footer = pq.read_metadata(path)
+            spans = [
+                (found.min, found.max)
+                for group in range(self._footer.num_row_groups)
+                if (found := self._footer.row_group(group).column(0).statistics) is not None
+            ]  # a file without rows has one group, without statistics
         self.n_rows: int = self._footer.num_rows
-        spans = [
-            (found.min, found.max)
-            for group in range(self._footer.num_row_groups)
-            if (found := self._footer.row_group(group).column(0).statistics) is not None
-        ]  # a file without rows has one group, without statistics
         self._first, self._last = np.array(spans, dtype=np.int64).reshape(-1, 2).T
 
     def rows(self, *keys: int) -> pa.Table:
@@ -99,21 +102,10 @@ class SortedFile:
             return file.read_row_group(group, use_threads=False)
 
 
-def opened(path: Path) -> SortedFile:
-    """Return a file for as long as it stays the same; it is opened once.
-
-    Raises
-    ------
-    ResultsDamaged
-        The file is missing or cannot be read.
-    """
-    with readable(path):
-        identity = identity_of(path)
-    return _opened(path, identity)
-
-
 def published(path: Path) -> SortedFile:
     """Return a file of a published result, once it is known that it is the published one.
+
+    It is opened once for as long as it stays the same.
 
     Raises
     ------
@@ -121,12 +113,14 @@ def published(path: Path) -> SortedFile:
         The file is missing, cannot be read, or is not the one that was published.
     """
     require_sound(path)
-    return opened(path)
+    with readable(path):
+        identity = identity_of(path)
+    return _opened(path, identity)
 
 
 def d_sae_of(folder: Path) -> int:
     """Return the number of features of a published run."""
-    return opened(folder / FEATURES.file).n_rows
+    return published(folder / FEATURES.file).n_rows
 
 
 @functools.lru_cache(maxsize=16)

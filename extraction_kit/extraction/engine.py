@@ -271,7 +271,7 @@ class _Extraction:
             while self.n_contexts_done < self.rig.corpus.n_contexts:
                 with self.rig.memory_errors():
                     self._batch()
-                self._look()
+                    self._look()
                 if self.clock() - self.last_save >= self.rig.settings.checkpoint_every_s:
                     self._save()
                 self.tell(self._progress("extracting"))

@@ -1,7 +1,7 @@
 """The other result of a comparison, as the feature browser reads it beside the first one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,10 +24,21 @@ _WHY = {"cosine", "mutual"}
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """A second result, and which of its features belongs to each feature of the first."""
+    """A second result, and which of its features belongs to each feature of the first.
+
+    Raises
+    ------
+    ResultsDamaged, BadQuery
+        A file of it is missing or not the published one, or another release wrote it.
+    """
 
     browsed: Browsed
     pairing: Pairing
+    _pages: FeaturePages = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Open its files."""
+        object.__setattr__(self, "_pages", FeaturePages(self.browsed))
 
     @property
     def measures(self) -> Mapping[str, str]:
@@ -68,7 +79,7 @@ class Against:
             return first.title, self.browsed.title
         marks = zip(_marks(first), _marks(self.browsed), strict=True)
         abouts = zip(first.about, self.browsed.about, strict=False)
-        here, there = next((a, b) for a, b in (*abouts, *marks) if a != b)
+        here, there = next(((a, b) for a, b in (*abouts, *marks) if a != b), ("A", "B"))
         return f"{first.title} · {here}", f"{first.title} · {there}"
 
     def facts(self, first: Browsed) -> dict[str, Any]:
@@ -88,7 +99,7 @@ class Against:
             "d_sae": self._pages.d_sae,
             "n_tokens": self.browsed.corpus.n_tokens,
             "one_sae": one_sae,
-            "one_lens": one_sae and one_model,
+            "one_lens": one_sae and one_model and self.pairing.file is None,
             "matched": "mutual" in self.pairs,
         }
 
@@ -106,10 +117,6 @@ class Against:
     def examples(self, feature: int, group: str, *, whole: bool) -> list[Page]:
         """Return the examples of what belongs to `feature`."""
         return self._pages.examples(self._other(feature), group, whole=whole)
-
-    @cached_property
-    def _pages(self) -> FeaturePages:
-        return FeaturePages(self.browsed)
 
     @cached_property
     def _peaks(self) -> PeakTokens:

@@ -28,7 +28,7 @@ class Browsed:
     about: tuple[str, ...]
     """Facts beside the title."""
     key: str
-    """What no other result of this title has: a run's id, the name of a folder."""
+    """What no other result of this title has: a run's id, the path of a folder."""
     folder: Path
     """Its Parquet files."""
     corpus: Corpus

@@ -86,8 +86,15 @@ def _both(facts: Values, page: Values) -> list[str]:
             if page["dead"] and page["other"]["dead"]
             else [static.line(f"Heat: {warmth}.")]
         ),
-        *(_tables(page, tokens=False) if once else []),
+        *(_tables(_either(*pages), tokens=False) if once else []),
     ]
+
+
+def _either(page: Values, other: Values) -> Values:
+    """Return a page; what the weights say is that of the other run if only that asked for it."""
+    logits = page if page["logits"]["top"] else other
+    similar = page if page["similar"] else other
+    return {**page, "logits": logits["logits"], "similar": similar["similar"]}
 
 
 def _why(compare: Values, page: Values) -> str:

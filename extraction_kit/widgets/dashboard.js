@@ -8,7 +8,7 @@ const RESORT_MS = 5000;
 function render({ model, el: host, signal, host: widgets }) {
   const ui = dashboardParts();
   host.append(ui.root);
-  const begin = exchange(model);
+  const begin = exchange(model, ui.id);
   const store = makeStore(() => hello(-1));
   const look = { sort: { key: "run", down: true }, states: new Set(), attention: false, words: [], grouped: false, collapsed: new Set() };
   const selected = new Set();
@@ -32,7 +32,7 @@ function render({ model, el: host, signal, host: widgets }) {
   const detail = makeDetail({ model, ui, widgets, begin, announce, changed: () => invalidate() });
   const form = makeForm({
     ui, begin, announce, near: () => chosenRows()[0] ?? items[at]?.row, row: (runId) => store.rows.get(runId),
-    launched: (runId) => ((wanted = runId), reveal()), show: (row) => (pick(row.run_id), detail.card(row)),
+    launched: (runId) => ((wanted = runId), reveal()), show: (row) => (pick(row.run_id), detail.shows(row.run_id, "card") || detail.card(row)),
   });
 
   // --- talking to the kernel --------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 // Returns begin(kind, content, tell): a promise of the answer of a question, or of the
 // acknowledgement of an act. tell(text): what is waited for at the moment, "" if nothing is known.
-function exchange(model) {
+// view: of this page; a question takes the place of an earlier one of the same view.
+function exchange(model, view) {
   const open = new Map(); // id -> {kind, done, fail, tell, late}
 
   function begin(kind, content, tell = (_) => {}) {
@@ -10,7 +11,7 @@ function exchange(model) {
     return new Promise((done, fail) => {
       const late = setTimeout(() => tell("Waiting for the kernel (busy running a cell?)"), BUSY_AFTER_MS);
       open.set(id, { kind, done, fail, tell, late });
-      if (post(model, { kind, id, ...content })) return;
+      if (post(model, { kind, id, view, ...content })) return;
       end(id);
       fail("The kernel of this dashboard is gone: run the cell again.");
     });

@@ -76,7 +76,7 @@ function makeDetail({ model, ui, widgets, begin, announce, changed }) {
     announce(`${rows.map((row) => row.training_id).join(" and ")}: features opened below the table`);
     try {
       say(one.note, "Opening the features…");
-      const question = { name: "browse", view: ui.id, run_id: run.run_id, other: other?.run_id ?? null };
+      const question = { name: "browse", run_id: run.run_id, other: other?.run_id ?? null };
       const { model_id } = await begin("ask", question, (text) => sayIn(one)(text || "Opening the features…"));
       if (open !== one) return;
       const child = await widgets.getWidget(`anywidget:${model_id}`);
@@ -105,7 +105,7 @@ function makeDetail({ model, ui, widgets, begin, announce, changed }) {
 
   return {
     card, features, comparison, close: shut,
-    shows: (key) => open?.key === key,
+    shows: (key, kind = open?.kind) => open?.key === key && open.kind === kind,
     isOpen: () => open != null,
     heard(content) {
       if (content.kind === "card") {

@@ -93,6 +93,7 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
   let launching = false;
   let spoken = "";
   let [again, slow] = [0, 0];
+  let [looking, stale, lastAsks] = [false, false, null]; // a question is open; runs changed meanwhile
 
   ui.form.hidden = true;
 
@@ -133,6 +134,7 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
 
   function closed() {
     asked += 1;
+    looking = false;
     clearTimeout(again);
     begin("ask", { name: "foresee", wish: null }).catch(() => {}); // nobody waits for a corpus any more
     attrs(ui.launch, { "aria-expanded": "false" });
@@ -164,30 +166,46 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
 
   // --- what it would come to -----------------------------------------------------------------------
 
-  async function lookUp(name, content, take) {
+  // quietly: what is shown stays, and can be launched, until the answer comes.
+  async function lookUp(name, content, take, quietly = false) {
     const number = (asked += 1);
-    found = foreseen = null;
-    waits("Asking the kernel…");
+    const tell = (text) => number === asked && text && !quietly && waits(text);
+    if (!quietly) found = foreseen = null;
+    looking = true;
+    tell("Asking the kernel…");
     try {
-      const answer = await begin("ask", { name, ...content }, (text) => number === asked && text && waits(text));
-      if (number === asked) await take(answer);
+      const answer = await begin("ask", { name, ...content }, tell);
+      if (number !== asked) return;
+      looking = false;
+      await take(answer);
     } catch (reason) {
-      if (number === asked) outcome({ tone: "bad", lines: [String(reason)] });
+      if (number !== asked) return;
+      looking = false;
+      found = foreseen = null;
+      outcome({ tone: "bad", lines: [String(reason)] });
     }
   }
 
-  function look() {
-    const asks = wish();
+  function look(asks = wish(), quietly = false) {
     current = asks.training_id;
+    lastAsks = asks;
     if (!ready(asks)) {
       asked += 1;
       found = foreseen = null;
+      looking = false;
       return outcome({ tone: "info", lines: ["Type the path of a file of texts: then it says here what a launch would come to."] });
     }
+    stale = false;
     return lookUp("foresee", { wish: asks }, (answer) => {
       [found, foreseen] = [answer, asks];
       shown();
-    });
+      if (stale) lookAgain();
+    }, quietly);
+  }
+
+  function lookAgain() {
+    clearTimeout(again);
+    again = setTimeout(() => !ui.form.hidden && !launching && !looking && lastAsks && look(lastAsks, true), AGAIN_AFTER_MS);
   }
 
   function shown() {
@@ -198,9 +216,10 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
     draw();
   }
 
-  function waits(text) {
+  function waits(text, later = p.said.textContent ? 0 : 250) { // most answers are quicker
     clearTimeout(slow);
-    slow = setTimeout(() => say(p.said, text), p.said.textContent ? 0 : 250); // most answers are quicker
+    if (later) slow = setTimeout(() => say(p.said, text), later);
+    else say(p.said, text);
     draw();
   }
 
@@ -251,7 +270,11 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
 
   async function press() {
     if (launching) return;
-    if (!launches(found)) return announce(p.said.textContent || p.outcome.firstChild?.textContent || "");
+    if (looking && !found) {
+      waits("Nothing was launched: first it must be known what this would come to.", 0);
+      return announce(p.said.textContent);
+    }
+    if (!launches(found)) return announce(p.outcome.firstChild?.textContent || "");
     launching = true;
     draw();
     try {
@@ -262,14 +285,21 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
         launched(done.run_id);
         announce(done.reason || `Launched run ${done.run_id}`);
         await look();
-      } else {
-        found = foreseen = null;
-        outcome({ tone: "bad", lines: [done.reason] });
-      }
+      } else failed(done.reason);
     } catch (reason) {
-      launching = false;
-      outcome({ tone: "bad", lines: [String(reason)] });
+      failed(reason);
     }
+  }
+
+  // Shown also to a person who closed the form meanwhile.
+  function failed(reason) {
+    launching = false;
+    asked += 1;
+    found = foreseen = null;
+    looking = false;
+    attrs(ui.launch, { "aria-expanded": "true" });
+    ui.form.hidden = false;
+    outcome({ tone: "bad", lines: [String(reason)] });
   }
 
   // --- life ----------------------------------------------------------------------------------------
@@ -279,7 +309,7 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
     ui.form.append(...p.all);
     p.training.addEventListener("change", chooseTraining);
     p.corpus.addEventListener("change", chooseCorpus);
-    for (const input of [p.path, p.more, p.generation, ...p.entries.values()]) input.addEventListener("change", look);
+    for (const input of [p.path, p.more, p.generation, ...p.entries.values()]) input.addEventListener("change", () => look());
     p.launch.addEventListener("click", press);
     p.close.addEventListener("click", closed);
     ui.form.addEventListener("keydown", (event) => {
@@ -295,8 +325,8 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
     // Runs of a training have changed: what was foreseen may be different now.
     moved(trainingId) {
       if (ui.form.hidden || launching || current !== trainingId) return;
-      clearTimeout(again);
-      again = setTimeout(() => !ui.form.hidden && !launching && look(), AGAIN_AFTER_MS);
+      if (looking) stale = true; // a question that prepares a corpus is not asked from the beginning
+      else lookAgain();
     },
     stop() {
       clearTimeout(again);

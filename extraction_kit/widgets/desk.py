@@ -1,8 +1,8 @@
 """Answers the questions of a dashboard's page that may take long, and launches what it asks for.
 
 Each has a thread of its own: neither the table nor a click waits for it. Of one name only one
-is worked on at a time; a question in whose place another one was asked is given up. Nothing
-else can be asked:
+is worked on at a time; a question in whose place its view asked another one is given up.
+Nothing else can be asked:
 
 ``trainings`` {}
     ``trainings``: the registered ones, see `wishes.trainings`
@@ -14,7 +14,7 @@ else can be asked:
     the question before is given up, and this one refused
 ``compare`` {run_ids}
     the largest differences of two completed runs
-``browse`` {view, run_id, other}
+``browse`` {run_id, other}
     ``model_id``: the feature browser of a completed run, as a widget; with the `other` one
     beside it, if there is one
 
@@ -25,7 +25,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -78,7 +77,8 @@ class Desk:
             "browse": self._browse,
         }
         self._at_work = {name: threading.Lock() for name in (*self._known, "launch")}
-        self._newest: dict[str, str] = {}
+        self._newest: dict[tuple[str, str], str] = {}  # question by name and view
+        self._lock = threading.Lock()
         self._browsers: dict[str, Any] = {}  # by view of the page
 
     def ask(self, message: Message) -> tuple[bool, str]:
@@ -86,24 +86,31 @@ class Desk:
         name = message.get("name")
         if not isinstance(name, str) or name not in self._known:
             return False, f"unknown question {name!r}; allowed are {', '.join(self._known)}"
-        question = str(message.get("id"))[:80]
-        self._newest[name] = question
+        question, place = str(message.get("id"))[:80], (name, str(message.get("view"))[:80])
+        with self._lock:
+            self._newest[place] = question
+
+        def check_wanted() -> None:
+            if self._newest.get(place) != question:
+                raise _GivenUp
 
         def report(n_done: int, n_total: int | None, what: str) -> None:
-            if self._newest[name] != question:
-                raise _GivenUp
+            check_wanted()
             self._report(question, _tokens(n_done, n_total, what))
 
-        def work() -> None:
-            with suppress(_GivenUp):
-                content, reason = _tried(
-                    name, lambda: self._known[name](message, _seldom(report))
-                )
-                found = {"content": safe(content)} if reason is None else {"reason": reason}
-                ok = reason is None
-                self._tell({"kind": "answer", "id": question, "ok": ok, **found})
+        def answered() -> dict[str, Any]:
+            check_wanted()
+            return self._known[name](message, _seldom(report))
 
-        self._begin(name, work, lambda: self._newest[name] == question)
+        def work() -> None:
+            content, reason = _tried(name, answered)
+            found = {"content": safe(content)} if reason is None else {"reason": reason}
+            self._tell({"kind": "answer", "id": question, "ok": reason is None, **found})
+            with self._lock:
+                if self._newest.get(place) == question:
+                    del self._newest[place]
+
+        self._begin(name, work)
         return True, ""
 
     def launch(self, message: Message) -> None:
@@ -129,7 +136,7 @@ class Desk:
             told = {"ok": ok, "reason": reason or "", "run_id": run_id}
             self._tell({"kind": "ack", "id": act, **told})
 
-        self._begin("launch", work, lambda: True)
+        self._begin("launch", work)
 
     def close_browser(self, view: str) -> None:
         """Let go of the feature browser that a view of the page showed."""
@@ -137,13 +144,10 @@ class Desk:
         if before is not None:
             without_parent(before.close)
 
-    def _begin(
-        self, name: str, work: Callable[[], None], wanted: Callable[[], bool]
-    ) -> None:
+    def _begin(self, name: str, work: Callable[[], None]) -> None:
         def one_at_a_time() -> None:
             with self._at_work[name]:
-                if wanted():
-                    work()
+                work()
 
         threading.Thread(
             target=one_at_a_time, name=f"extraction_kit {name}", daemon=True
@@ -214,7 +218,7 @@ def _tried(name: str, call: Callable[[], T]) -> tuple[T | None, str | None]:
     try:
         return call(), None
     except _GivenUp:
-        raise
+        return None, "another question was asked in the place of this one"
     except ExtractionKitError as error:
         return None, safe(str(error))
     except Exception as error:  # whatever it is, the person who looks must see it

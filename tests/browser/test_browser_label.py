@@ -51,7 +51,7 @@ def test_a_label_is_written_where_it_is_read(shown, run):
 
 
 def test_a_label_that_is_refused_or_left_changes_nothing(shown, run):
-    run._watcher.browsed(run.run_id).label(6, name="six")
+    run._browsed().label(6, name="six")
     before = labels_of(run)
     made = shown(run.browse(6))
     press, editor = made.page.keyboard.press, made.page.get_by_role("group", name="label")
@@ -74,7 +74,7 @@ def test_a_label_that_is_refused_or_left_changes_nothing(shown, run):
 
 
 def test_what_was_typed_for_a_feature_stays_with_it(shown, run):
-    run._watcher.browsed(run.run_id).label(6, name="six")
+    run._browsed().label(6, name="six")
     made = shown(run.browse(6))
     press, editor = made.page.keyboard.press, made.page.get_by_role("group", name="label")
     name = editor.get_by_label("name")

@@ -131,6 +131,8 @@ def test_what_cannot_be_launched_is_told_in_the_form(opened, ws, tiny):
     made.until(
         lambda: expect(card).to_have_attribute("data-state", "cancelled", timeout=50)
     )
+    made.button("Show this run").click()  # it is shown: it stays
+    expect(card).to_have_count(1)
     fill(made, "Top k", "5000")
     says(made, "top_k=5000: an integer from 1 to 1000 is allowed")
     assert_readable(made)
@@ -212,6 +214,8 @@ def test_a_busy_kernel_is_waited_for_visibly(opened, monkeypatch):
         "Waiting for the kernel (busy running a cell?)"
     )
     expect(launch(made)).to_have_attribute("aria-disabled", "true")
+    launch(made).click(force=True)
+    expect(made.page.locator(".xk-form .xk-hint")).to_contain_text("Nothing was launched")
 
 
 # --- comparing and opening ------------------------------------------------------------------

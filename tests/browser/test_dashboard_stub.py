@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from extraction_kit import service
 from extraction_kit.ledger.changes import listed_runs
-from extraction_kit.run import Watcher
+from extraction_kit.watcher import Watcher
 from extraction_kit.widgets import assets, dashboard_view
 from extraction_kit.widgets.hub import Pace
 from tests.many_runs import write_runs

@@ -116,15 +116,16 @@ def test_the_largest_differences_leave_out_pairs_that_cannot_be_relied_on(two):
             (1, 6, 0.9, true, 0.1, 0.4, false, false, 2.0),
             (2, 7, 0.1, false, 0.1, 0.9, false, false, 3.2),
             (3, 8, 0.8, true, 0.0, 0.2, true, false, NULL),
-            (4, 9, 0.7, true, 0.2, 0.1, false, false, -1.0)
+            (4, 9, 0.7, true, 0.2, 0.1, false, false, -1.0),
+            (5, 2, 0.7, true, 0.0, 0.3, true, false, NULL)
         ) AS t(feature_a, feature_b, cosine, mutual, density_a, density_b, dead_a, dead_b,
                log2_ratio)"""
     )
     found = differences(pairs, 2)
-    assert (found.n, found.n_paired, found.n_doubled) == (5, 4, 2)
-    assert (found.n_dead_a, found.n_dead_b) == (1, 0)
-    assert [row["feature_a"] for row in found.rows] == [3, 1]
-    assert [row["feature_a"] for row in differences(pairs, 9).rows] == [3, 1, 4]
+    assert (found.n, found.n_paired, found.n_doubled) == (6, 5, 2)
+    assert (found.n_dead_a, found.n_dead_b) == (2, 0)
+    assert [row["feature_a"] for row in found.rows] == [5, 3]  # the densest of the dead
+    assert [row["feature_a"] for row in differences(pairs, 9).rows] == [5, 3, 1, 4]
 
 
 def test_similar_features_come_with_what_they_are(two):

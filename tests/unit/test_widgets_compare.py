@@ -8,7 +8,7 @@ import pytest
 
 from extraction_kit import LocalResult
 from extraction_kit.catalog.asking import manifest_of
-from extraction_kit.errors import BadQuery, RunFailed, UnknownFeature
+from extraction_kit.errors import BadQuery, ResultsDamaged, RunFailed, UnknownFeature
 from tests.results_to_browse import DEAD, HOSTILE, LOUD, Shape, write_result
 from tests.unit.published import PublishedRuns
 from tests.unit.test_widgets_browser import Balance, ask, content
@@ -171,6 +171,32 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_shown(a, tmp_path
         a.browse(compare="5f1c")
     with pytest.raises(BadQuery, match="pass compare=other too"):
         a.browse(match="number")
+
+
+@pytest.mark.parametrize("table", ["features", "histograms"])
+def test_damage_of_the_other_result_is_named_before_anything_is_shown(
+    a, b, tmp_path, table
+):
+    shutil.copytree(b.folder, tmp_path / "other")
+    path = tmp_path / "other" / "results" / f"{table}.parquet"
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 4  # in the footer, of which pyarrow may end the process
+    path.write_bytes(data)
+    damaged = LocalResult(tmp_path / "other")
+    with pytest.raises(ResultsDamaged, match=rf"{table}\.parquet"):
+        a.browse(compare=damaged)
+    if table == "features":
+        with pytest.raises(ResultsDamaged, match=r"features\.parquet"):
+            damaged.windows(LOUD)
+
+
+def test_results_in_folders_of_one_name_are_told_apart(a, tmp_path):
+    names = []
+    for parent in ("one", "two"):
+        shutil.copytree(a.folder, tmp_path / parent / "same")
+        names.append(str(tmp_path / parent / "same"))
+    browser = LocalResult(names[0]).browse(compare=LocalResult(names[1]))
+    assert all(name in repr(browser) for name in names)
 
 
 def test_two_runs_of_a_workspace_are_compared_and_its_sql_answers(stage, runs):

@@ -12,7 +12,7 @@ from extraction_kit.errors import LedgerBusy
 from extraction_kit.lifecycle import RunState
 from extraction_kit.overview import Overview
 from extraction_kit.reconcile import beat_key, progress_key
-from extraction_kit.run import Watcher
+from extraction_kit.watcher import Watcher
 from extraction_kit.widgets import board, dashboard_static
 from extraction_kit.widgets.board import FIELDS, RunBoard
 from extraction_kit.widgets.dashboard import Dashboard

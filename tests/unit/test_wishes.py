@@ -283,7 +283,8 @@ def test_errors_of_slow_questions_reach_the_page(ws, tiny):
         )
 
 
-def test_a_question_in_whose_place_another_was_asked_is_given_up(ws, tiny, monkeypatch):
+@pytest.mark.parametrize("view", ["same", "another"])
+def test_a_question_is_given_up_if_its_view_asks_another_one(ws, tiny, monkeypatch, view):
     page = Asked(ws._watcher)
     reading, go_on = threading.Event(), threading.Event()
     real = ws._watcher.foresee
@@ -302,15 +303,17 @@ def test_a_question_in_whose_place_another_was_asked_is_given_up(ws, tiny, monke
     monkeypatch.setattr(ws._watcher, "foresee", slow)
     monkeypatch.setattr("extraction_kit.widgets.desk._PROGRESS_EVERY_S", 0)
     old = page_wish(tiny, config="n_tokens = 1000")
-    page.board.answer({"kind": "ask", "id": "old", "name": "foresee", "wish": old})
+    asked = {"kind": "ask", "name": "foresee"}
+    page.board.answer(asked | {"id": "old", "view": "same", "wish": old})
     assert reading.wait(30)
-    new = {"kind": "ask", "id": "new", "name": "foresee", "wish": page_wish(tiny)}
-    page.board.answer(new)
+    page.board.answer(asked | {"id": "new", "view": view, "wish": page_wish(tiny)})
     go_on.set()
     with page.arrived:
         assert page.arrived.wait_for(
             lambda: any(one.get("id") == "new" for one in page.told), 30
         )
     assert ended == ["n_tokens = 1000"]
-    assert not any(one.get("id") == "old" for one in page.told)
+    said = [one for one in page.told if one.get("id") == "old"][-1]
+    assert ("another question was asked" in said.get("reason", "")) == (view == "same")
+    assert said["ok"] == (view == "another")
     page.board.heard_at = float("-inf")

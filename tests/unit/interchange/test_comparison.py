@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import extraction_kit as xk
+from extraction_kit.catalog.asking import manifest_of
 from extraction_kit.errors import (
     BadQuery,
     BadSae,
@@ -174,6 +175,21 @@ def test_the_weights_are_read_once_and_never_here(ws, run, other, tiny, tmp_path
     finally:
         moved.rename(tiny.saes["standard"])
     assert not list((ws.home / "cache" / "matches").glob(".*"))
+
+
+def test_damaged_matches_are_found_again(ws, run, other):
+    known = ws.compare(run, other).fetchall()
+    (path,) = (ws.home / "cache" / "matches").glob(f"{_digest(run)}-{_digest(other)}-*")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert ws.compare(run, other).fetchall() == known
+    path.write_bytes(data[:100])
+    assert run.browse(compare=other).facts()["compare"]["matched"]
+
+
+def _digest(result):
+    return manifest_of(result.results_folder)["training"]["sae"]["digest"][:24]
 
 
 def test_what_cannot_be_compared_is_refused_with_the_reason(ws, run, other, tmp_path):
