@@ -131,7 +131,7 @@ def differences(compared: duckdb.DuckDBPyRelation, n: int) -> Differences:
     """
     total = len(compared)
     paired = compared.filter("mutual") if "mutual" in compared.columns else compared
-    counts = paired.project(
+    counts = paired.aggregate(
         "count(*), count_if(dead_a AND NOT dead_b), count_if(dead_b AND NOT dead_a), "
         "count_if(abs(log2_ratio) >= 1)"
     ).fetchall()
