@@ -262,7 +262,7 @@ class BoardStub(Stub):
                 if not self.loses(message):
                     self.page.evaluate("(told) => model.fire('msg:custom', told)", message)
 
-    def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
         """Let messages through until `condition` holds; asserts of `expect` are awaited."""
         deadline = time.monotonic() + timeout_s
         while True:
