@@ -14,6 +14,7 @@ from extraction_kit.atomic import write_json
 from extraction_kit.catalog.labelled import label_table
 from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.config import STATISTICS_FORMAT
+from extraction_kit.corpora.corpus import CONTEXTS
 from extraction_kit.ledger import bulk, labels
 from extraction_kit.ledger.store import Store
 from extraction_kit.lifecycle import CLAIMED, RunState
@@ -44,12 +45,11 @@ def catalog_rows(bench: Workbench, since: int | None = None) -> CatalogRows:
     few = changed if changed is None or len(changed) <= _FEW else None
     damage = damage_by_run(bench, few)
     columns = bulk.as_columns(found, _names(bulk.RUN_COLUMNS))  # of 10,000 runs: no `Row`s
-    told = ("run_id", "statistics_format", "corpus_digest", "tokenizer_digest", "vocab")
-    done = [
-        one
-        for state, *one in zip(*(columns[name] for name in ("state", *told)), strict=True)
-        if state == RunState.COMPLETED
-    ]
+    done = [n for n, state in enumerate(columns["state"]) if state == RunState.COMPLETED]
+
+    def of_done(name: str) -> list[Any]:
+        return [columns[name][number] for number in done]
+
     paths, results = bench.paths, str(bench.paths.results)
     _complete(bench, columns, found, trainings=trainings, damage=damage)
     return CatalogRows(
@@ -60,17 +60,21 @@ def catalog_rows(bench: Workbench, since: int | None = None) -> CatalogRows:
         label_history=_label_history(bench.store, said),
         folders={
             run_id: f"{results}/run_id={run_id}"
-            for run_id, statistics_format, *_ in done
+            for run_id, statistics_format in zip(
+                of_done("run_id"), of_done("statistics_format"), strict=True
+            )
             # of other formats the columns are not known
             if statistics_format == STATISTICS_FORMAT and run_id not in damage
         },
         corpora={
-            digest: paths.corpora / digest / "contexts.parquet"
-            for digest in {digest for *_, digest, _, _ in done}
+            digest: paths.corpora / digest / CONTEXTS
+            for digest in set(of_done("corpus_digest"))
         },
         vocabs={
             digest: paths.vocab / name
-            for digest, name in {(digest, name) for *_, digest, name in done}
+            for digest, name in set(
+                zip(of_done("tokenizer_digest"), of_done("vocab"), strict=True)
+            )
         },
         derived=paths.derived,
     )

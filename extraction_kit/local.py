@@ -67,7 +67,7 @@ class LocalResult(ResultReader):
         return reading.example_windows(
             self._results(),
             feature,
-            contexts=corpus.path / "contexts.parquet",
+            contexts=corpus.contexts,
             vocab=corpus.vocab,
             k=k,
             group=group,
@@ -77,7 +77,7 @@ class LocalResult(ResultReader):
         return Corpus.load(self._corpus()).vocab
 
     def _contexts(self) -> Path:
-        return self._corpus() / "contexts.parquet"
+        return Corpus.load(self._corpus()).contexts
 
     def _cache(self) -> Path:
         return self.folder / "cache"

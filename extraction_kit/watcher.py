@@ -23,7 +23,6 @@ from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.catalog.relations import literal
 from extraction_kit.corpora import Corpus, Progress
-from extraction_kit.corpora.corpus import CONTEXTS
 from extraction_kit.errors import RunFailed
 from extraction_kit.lifecycle import ACTIVE, RunState
 from extraction_kit.overview import Overview
@@ -249,7 +248,7 @@ class RecordedResult(ResultReader):
         return reading.example_windows(
             self._watcher.bench.paths.results_of(self.run_id),
             feature,
-            contexts=corpus.path / CONTEXTS,
+            contexts=corpus.contexts,
             vocab=corpus.vocab,
             k=k,
             group=group,
@@ -259,7 +258,7 @@ class RecordedResult(ResultReader):
         return self.corpus.vocab
 
     def _contexts(self) -> Path:
-        return self.corpus.path / CONTEXTS
+        return self.corpus.contexts
 
     def _cache(self) -> Path:
         return self._watcher.bench.paths.cache

@@ -86,6 +86,14 @@ def write_result(folder: Path, shape: Shape | None = None) -> LocalResult:
     return LocalResult(folder)
 
 
+def write_two(folder: Path) -> tuple[LocalResult, LocalResult]:
+    """Write two results of one SAE, the second on other texts, in which others are dead."""
+    return (
+        write_result(folder / "a"),
+        write_result(folder / "b", Shape(seed=1, n_contexts=300)),
+    )
+
+
 def labelled(result: LocalResult, text: str, **facts: object) -> FeatureBrowser:
     """A browser of the same result where feature `LOUD` is called `text`, and 8 is "eight"."""
     browsed = result._browsed()

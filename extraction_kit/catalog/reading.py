@@ -8,7 +8,6 @@ from typing import Any, SupportsIndex
 
 import duckdb
 import numpy as np
-import pyarrow.parquet as pq
 
 from extraction_kit.catalog.asking import (
     ask,
@@ -32,6 +31,7 @@ from extraction_kit.catalog.tables import (
     VOCAB,
     Table,
 )
+from extraction_kit.corpora.vocabulary import read_texts
 from extraction_kit.errors import BadQuery, ResultsDamaged
 from extraction_kit.results import GROUPS, KINDS, SIGNS, feature_number
 
@@ -431,9 +431,4 @@ def tokens_after(folder: Path) -> int:
 def texts_of(vocab: Path) -> list[str]:
     """Return the text of each token id; the file never changes under its name."""
     with readable(vocab):
-        table = pq.read_table(vocab, columns=["token_id", "text"])
-    ids = table["token_id"].to_pylist()
-    texts = [""] * (max(ids, default=-1) + 1)
-    for token, text in zip(ids, table["text"].to_pylist(), strict=True):
-        texts[token] = text
-    return texts
+        return read_texts(vocab)

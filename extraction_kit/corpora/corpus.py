@@ -145,6 +145,11 @@ class Corpus:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    @property
+    def contexts(self) -> Path:
+        """The file with the token ids of each context."""
+        return self.path / CONTEXTS
+
     @classmethod
     def load(cls, folder: Path) -> "Corpus":
         """Open a prepared corpus.
@@ -166,7 +171,7 @@ class Corpus:
         try:
             vocab = folder.parent.parent / values.pop("vocab")
             corpus = cls(path=folder, vocab=vocab, **values)
-            n_rows = pq.read_metadata(folder / CONTEXTS).num_rows
+            n_rows = pq.read_metadata(corpus.contexts).num_rows
         except (KeyError, TypeError, OSError, ValueError, pa.ArrowException) as cause:
             raise BadCorpus(f"corpus {folder} is damaged ({cause}): {advice}") from cause
         if n_rows != corpus.n_contexts:
@@ -238,14 +243,14 @@ class Corpus:
         if batch is not None:
             held: np.ndarray = batch.tokens[row][batch.present[row]]
             return held
-        with pq.ParquetFile(self.path / CONTEXTS) as file:
+        with pq.ParquetFile(self.contexts) as file:
             table = file.read_row_group(group, columns=["tokens"])
         blob = table["tokens"][row].as_py()
         return np.frombuffer(blob, dtype=token_dtype(self.vocab_size)).astype(np.int32)
 
     def lengths(self) -> Int32[np.ndarray, " context"]:
         """Return the number of tokens of each context."""
-        column = pq.read_table(self.path / CONTEXTS, columns=["n_tok"])["n_tok"]
+        column = pq.read_table(self.contexts, columns=["n_tok"])["n_tok"]
         found: np.ndarray = column.to_numpy()
         return found
 
@@ -260,7 +265,7 @@ class Corpus:
         return batch
 
     def _read_group(self, group: int) -> ContextBatch:
-        with pq.ParquetFile(self.path / CONTEXTS) as file:
+        with pq.ParquetFile(self.contexts) as file:
             table = file.read_row_group(group, columns=["n_tok", "tokens"])
         n_tok = table["n_tok"].to_numpy()
         flat = np.frombuffer(

@@ -1,9 +1,7 @@
 """The texts of a tokenizer's tokens, as a table for people to read examples by."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
@@ -44,26 +42,20 @@ def write_vocabulary(path: Path, tokenizer: Tokenizer) -> None:
     )
 
 
-class TokenTexts:
-    """The texts of a vocabulary, for whoever needs a few of them: they stay in Arrow's memory.
+def read_texts(path: Path) -> list[str]:
+    """Return the text of each token id, "" for one that is no token.
 
     Raises
     ------
     OSError, pa.ArrowException
         The table is missing, or cannot be read.
     """
-
-    def __init__(self, path: Path) -> None:
-        table = pq.read_table(path, columns=["token_id", "text"])
-        self._ids, self._texts = table["token_id"].to_numpy(), table["text"]
-
-    def of(self, token_ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Return the text of each token; "" for an id that is no token."""
-        at = np.searchsorted(self._ids, token_ids)
-        known = at < self._ids.size
-        known[known] = self._ids[at[known]] == np.asarray(token_ids)[known]
-        found = self._texts.take(pa.array(np.where(known, at, 0))).to_pylist()
-        return [text if here else "" for text, here in zip(found, known, strict=True)]
+    table = pq.read_table(path, columns=["token_id", "text"])
+    ids = table["token_id"].to_pylist()
+    texts = [""] * (max(ids, default=-1) + 1)
+    for token, text in zip(ids, table["text"].to_pylist(), strict=True):
+        texts[token] = text
+    return texts
 
 
 def vocabulary_digest(path: Path) -> str:

@@ -271,7 +271,7 @@ class _Extraction:
             while self.n_contexts_done < self.rig.corpus.n_contexts:
                 with self.rig.memory_errors():
                     self._batch()
-                    self._look()
+                self._look()
                 if self.clock() - self.last_save >= self.rig.settings.checkpoint_every_s:
                     self._save()
                 self.tell(self._progress("extracting"))
@@ -340,7 +340,8 @@ class _Extraction:
     def _look(self, *, at_once: bool = False) -> None:
         self.rate.note(self.clock(), self.n_tokens_done)
         if self.previews is not None:
-            self.previews.look(at_once=at_once)
+            with self.rig.memory_errors():
+                self.previews.look(at_once=at_once)
 
     def _elapsed_s(self) -> float:
         return self.earlier_s + self.clock() - self.started

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from extraction_kit.corpora import Corpus
-from extraction_kit.corpora.vocabulary import TokenTexts
+from extraction_kit.corpora.vocabulary import read_texts
 from extraction_kit.results import DENSE
 from extraction_kit.stats import Collection
 from extraction_kit.stats.examples import Rows
@@ -83,7 +83,7 @@ class Previews:
         self._due = -math.inf
         self.figures, self.drawn = {}, []
         try:
-            self._texts: TokenTexts | None = TokenTexts(corpus.vocab)
+            self._texts: list[str] | None = read_texts(corpus.vocab)
         except (OSError, pa.ArrowException) as error:  # a preview must not end a run
             log.warning("no examples are shown while this run extracts: %s", error)
             self._texts = None
@@ -115,7 +115,8 @@ class Previews:
     # --- features -------------------------------------------------------------------------
 
     def _features(self, n_tokens: int) -> tuple[FeatureSoFar, ...]:
-        if self._texts is None:
+        texts = self._texts
+        if texts is None:
             return ()
         if len(self.drawn) < N_FEATURES:
             self._draw(n_tokens)
@@ -128,7 +129,7 @@ class Previews:
         rows = zip(self.drawn, *found, strict=True)
         places = [row for row in rows if row[2] >= 0]
         try:
-            self._read([(feature, context, pos) for feature, _, context, pos, _ in places])
+            self._read([(one, context, pos) for one, _, context, pos, _ in places], texts)
         except (OSError, pa.ArrowException) as error:  # as above
             log.warning("a preview has no examples: %s", error)
             return ()
@@ -154,7 +155,7 @@ class Previews:
         first = torch.argsort(mixed(_SALT, index))[: N_FEATURES - len(self.drawn)]
         self.drawn += index[first].tolist()
 
-    def _read(self, places: Sequence[tuple[int, int, int]]) -> None:
+    def _read(self, places: Sequence[tuple[int, int, int]], texts: Sequence[str]) -> None:
         """Read the windows of the maxima that have moved."""
         moved = [
             (feature, context, pos)
@@ -165,15 +166,15 @@ class Previews:
         if not moved:
             return
         device = self._statistics.device
-        feature, context, _ = (torch.tensor(one, device=device) for one in zip(*moved))  # noqa: B905 - of tuples of three
+        feature = torch.tensor([feature for feature, _, _ in moved], device=device)
+        context = torch.tensor([context for _, context, _ in moved], device=device)
         rows = self._statistics.topk.best(feature, context).to(torch.device("cpu"))
         for row in range(rows.n):
             one = rows.select(torch.tensor([row]))
-            self._peaks[int(one.feature)] = self._peak(one)
+            self._peaks[int(one.feature)] = self._peak(one, texts)
 
-    def _peak(self, row: Rows) -> _Peak:
+    def _peak(self, row: Rows, texts: Sequence[str]) -> _Peak:
         """Return the window around the peak of one row, its texts cut and free of NUL."""
-        assert self._texts is not None  # noqa: S101 - else there are no features
         before, after = self._statistics.sizes.window
         context, pos = int(row.context), int(row.pos)
         start = pos - min(before, TOKENS_BEFORE, pos)
@@ -183,8 +184,8 @@ class Previews:
         at = _numpy(row.act_off) + max(pos - before, 0) - start
         inside = (at >= 0) & (at < tokens.size)
         acts[at[inside]] = _numpy(row.act_val)[inside]
-        texts = tuple(map(_short, self._texts.of(tokens)))
-        return _Peak(context, pos, texts, tuple(acts.tolist()))
+        shown = (texts[token] if token < len(texts) else "" for token in tokens.tolist())
+        return _Peak(context, pos, tuple(map(_short, shown)), tuple(acts.tolist()))
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from extraction_kit.widgets.against import Against
 from extraction_kit.widgets.browser import FeatureBrowser
 from tests.browser.test_browser_stub import BAND_2, chosen, rows, shows, sort_by, text_of
 from tests.browser.test_card_stub import THEMES, worst_contrast
-from tests.results_to_browse import DEAD, HOSTILE, LOUD, Shape, write_result
+from tests.results_to_browse import DEAD, HOSTILE, LOUD, Shape, write_result, write_two
 
 pytestmark = pytest.mark.browser
 
@@ -21,15 +21,18 @@ N = 600
 
 
 @pytest.fixture(scope="module")
-def a(tmp_path_factory):
-    return write_result(tmp_path_factory.mktemp("result") / "a")
+def two(tmp_path_factory):
+    return write_two(tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
-def b(tmp_path_factory):
-    """The same SAE on other texts."""
-    shape = Shape(seed=1, n_contexts=300)
-    return write_result(tmp_path_factory.mktemp("result") / "b", shape)
+def a(two):
+    return two[0]
+
+
+@pytest.fixture(scope="module")
+def b(two):
+    return two[1]
 
 
 @pytest.fixture(scope="module")

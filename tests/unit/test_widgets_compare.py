@@ -9,7 +9,7 @@ import pytest
 from extraction_kit import LocalResult
 from extraction_kit.catalog.asking import manifest_of
 from extraction_kit.errors import BadQuery, ResultsDamaged, RunFailed, UnknownFeature
-from tests.results_to_browse import DEAD, HOSTILE, LOUD, Shape, write_result
+from tests.results_to_browse import DEAD, HOSTILE, LOUD, Shape, write_result, write_two
 from tests.unit.published import PublishedRuns
 from tests.unit.test_widgets_browser import Balance, ask, content
 
@@ -17,15 +17,18 @@ N = 600
 
 
 @pytest.fixture(scope="module")
-def a(tmp_path_factory):
-    return write_result(tmp_path_factory.mktemp("result") / "a")
+def two(tmp_path_factory):
+    return write_two(tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
-def b(tmp_path_factory):
-    """A result of the same SAE on other texts, in which other features are dead."""
-    shape = Shape(seed=1, n_contexts=300)
-    return write_result(tmp_path_factory.mktemp("result") / "b", shape)
+def a(two):
+    return two[0]
+
+
+@pytest.fixture(scope="module")
+def b(two):
+    return two[1]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from extraction_kit.corpora.vocabulary import SCHEMA, TokenTexts
+from extraction_kit.corpora.vocabulary import SCHEMA, read_texts
 from extraction_kit.extraction import StopAfterCheckpoint, extract
 from extraction_kit.extraction.preview import MAX_BYTES, MAX_TOKENS, N_FEATURES, Previews
 from extraction_kit.results import DENSE, GROUPS, result_digest
@@ -94,7 +94,8 @@ def assert_window(shown, best, corpus, window):
     first = pos - min(pos, 7, window[0])
     last = min(pos + window[1], first + 11)
     tokens = corpus.tokens_at(context)[first : last + 1]
-    assert list(shown.tokens) == TokenTexts(corpus.vocab).of(tokens)
+    texts = read_texts(corpus.vocab)
+    assert list(shown.tokens) == [texts[token] for token in tokens]
     acts = dict.fromkeys(range(first, first + tokens.size), 0.0)
     acts |= {start + at: value for at, value in entries if start + at in acts}
     assert shown.acts == pytest.approx(list(acts.values()), **CLOSE)
@@ -108,7 +109,7 @@ def test_the_last_one_is_of_all_tokens_and_equals_the_result(parts, run):
     assert last.preview.n_tokens == corpus.n_tokens == result.summary["n_tokens"]
     for name in ("l0", "fvu", "n_dead"):
         assert getattr(last, name) == result.summary[name]
-    rows, texts = result.examples, TokenTexts(corpus.vocab)
+    rows, texts = result.examples, read_texts(corpus.vocab)
     assert len(last.preview.features) == N_FEATURES
     for feature, shown in by_feature(last.preview).items():
         assert shown.max_act == result.features["max_act"][feature]
@@ -117,7 +118,7 @@ def test_the_last_one_is_of_all_tokens_and_equals_the_result(parts, run):
         [place] = np.flatnonzero(top & (rows.rank == 0))
         start, end = rows.start[place], rows.pos[place] + CONFIG.window[1] + 1
         tokens = corpus.tokens_at(int(rows.context[place]))[start:end]
-        assert list(shown.tokens) == texts.of(tokens)
+        assert list(shown.tokens) == [texts[token] for token in tokens]
         entries = slice(*rows.offsets[place : place + 2])
         acts = np.zeros(tokens.size, dtype=np.float32)
         acts[rows.act_off[entries]] = rows.act_val[entries]
@@ -242,7 +243,7 @@ def test_without_its_vocabulary_a_run_shows_figures_only_and_completes(parts, tm
     assert watcher.told[-1].l0 == result.summary["l0"]
 
 
-def test_tokens_of_a_context_are_the_same_held_or_read_and_unknown_ids_have_no_text(parts):
+def test_tokens_of_a_context_are_the_same_held_or_read(parts):
     _, corpus = parts()
     fresh = replace(corpus)
     read = [fresh.tokens_at(number).tolist() for number in (0, corpus.n_contexts - 1)]
@@ -250,6 +251,3 @@ def test_tokens_of_a_context_are_the_same_held_or_read_and_unknown_ids_have_no_t
     expected = [batch.tokens[at][batch.present[at]].tolist() for at in (0, -1)]
     assert read == expected
     assert [fresh.tokens_at(at).tolist() for at in (0, corpus.n_contexts - 1)] == expected
-    texts = TokenTexts(corpus.vocab)
-    assert texts.of([5, 10**6, -1])[1:] == ["", ""]
-    assert texts.of([5]) != [""]
