@@ -16,6 +16,7 @@ from extraction_kit.estimate import disk_bytes
 from extraction_kit.ledger import records
 from extraction_kit.ledger.records import RunSize
 from extraction_kit.lifecycle import ACTIVE, RunState
+from extraction_kit.paths import Paths
 from extraction_kit.workbench import Workbench
 
 
@@ -37,7 +38,7 @@ class DiskUse:
     runs: Mapping[str, RunBytes] = field(default_factory=dict)
     """By run id; deleted runs are not among them."""
     corpora: Mapping[str, int] = field(default_factory=dict)
-    """By digest; runs share them."""
+    """By digest; runs share them, and some may be used by no run."""
     deleted: int = 0
     """Results and checkpoints of deleted runs that are not purged yet."""
     indexes: int = 0
@@ -83,12 +84,17 @@ def usage(bench: Workbench) -> DiskUse:
         runs={run_id: size for run_id, size in sizes.items() if run_id not in gone},
         corpora={
             digest: tree_bytes(paths.corpora / digest)
-            for digest in sorted({run.corpus_digest for run in kept})
+            for digest in sorted({run.corpus_digest for run in kept} | corpora_there(paths))
         },
         deleted=sum(sizes[run_id].results + sizes[run_id].checkpoints for run_id in gone),
         indexes=tree_bytes(paths.derived),
         warning=warning(bench),
     )
+
+
+def corpora_there(paths: Paths) -> set[str]:
+    """Return the digests of the prepared corpora; with the ones that no run uses."""
+    return {name for name in _names(paths.corpora) if not name.startswith(".")}
 
 
 def _results_bytes(bench: Workbench, run: RunSize) -> int:

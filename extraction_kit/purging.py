@@ -1,4 +1,7 @@
-"""Removing the files of runs that were deleted long enough ago: shown first, done when asked.
+"""Removing files that are no longer wanted, and old enough: shown first, done when asked.
+
+They are those of deleted runs, and corpora that no run uses: of such runs, or prepared for a
+forecast that was followed by no launch.
 
 The ledger says that a run is purged before its first file goes, so that nothing restores it
 half. A purge that dies in between is finished by the next one.
@@ -7,12 +10,13 @@ half. A purge that dies in between is finished by the next one.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from extraction_kit.atomic import remove_folder
-from extraction_kit.disk import size_text, tree_bytes
+from extraction_kit.corpora.corpus import asked_for
+from extraction_kit.disk import corpora_there, size_text, tree_bytes
 from extraction_kit.errors import BadSettings
 from extraction_kit.ledger import records, tombstones
 from extraction_kit.ledger.records import RunRecord
@@ -50,6 +54,7 @@ class Purge:
     corpora: Mapping[str, int]  # digest to bytes; no run uses them any more
     leftovers: tuple[Path, ...]  # of earlier purges, or of a process that ended late
     kept: tuple[Doomed, ...]  # deleted less long ago
+    young_corpora: Mapping[str, int] = field(default_factory=dict)  # unused, asked for since
     problems: tuple[str, ...] = ()
     applied: bool = False
 
@@ -74,6 +79,11 @@ class Purge:
         ]
         lines += [f"{verb:<12}{path}, left over" for path in self.leftovers]
         lines += [f"kept        {run}" for run in self.kept]
+        lines += [
+            f"kept        corpus {digest[:16]}, which no run uses, asked for less than "
+            f"{_words(self.older_than)} ago: {size_text(n_bytes)}"
+            for digest, n_bytes in self.young_corpora.items()
+        ]
         lines += [f"PROBLEM     {problem}" for problem in self.problems]
         if self.runs or self.corpora or self.leftovers:
             frees = "freed" if self.applied else "frees"
@@ -82,7 +92,8 @@ class Purge:
             )
         else:
             lines.append(
-                f"nothing to purge: no run was deleted more than {_words(self.older_than)} ago"
+                f"nothing to purge: no run was deleted more than {_words(self.older_than)} ago, "
+                "and no corpus without a run is as old"
             )
         return "\n".join(lines)
 
@@ -124,13 +135,15 @@ def plan(bench: Workbench, older_than: str | timedelta = OLDER_THAN) -> Purge:
     purged = [run for run in deleted if run.purged_at is not None]
     with bench.store.read() as connection:
         used = tombstones.corpora_in_use(connection, but={run.run_id for run in doomed})
+    corpora, young = _unused(bench, [*doomed, *purged], used, before=before.timestamp())
     return Purge(
         home=bench.paths.home,
         older_than=age,
         runs=tuple(_doomed(bench, run) for run in doomed),
-        corpora=_unused(bench, [*doomed, *purged], used),
+        corpora=corpora,
         leftovers=tuple(_leftovers(bench, purged)),
         kept=tuple(_doomed(bench, run) for run in kept),
+        young_corpora=young,
     )
 
 
@@ -202,10 +215,20 @@ def _leftovers(bench: Workbench, purged: list[RunRecord]) -> Iterator[Path]:
         yield from _files(bench, run)
 
 
-def _unused(bench: Workbench, runs: list[RunRecord], used: set[str]) -> dict[str, int]:
-    digests = sorted({run.corpus_digest for run in runs} - used)
-    folders = {digest: bench.paths.corpora / digest for digest in digests}
-    return {digest: tree_bytes(one) for digest, one in folders.items() if one.is_dir()}
+def _unused(
+    bench: Workbench, runs: list[RunRecord], used: set[str], *, before: float
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the bytes of corpora that no run uses: those to remove, those asked for since.
+
+    With its last run a corpus goes too; without a run it stays until it is as old.
+    """
+    of_runs, corpora = {run.corpus_digest for run in runs}, bench.paths.corpora
+    old: dict[str, int] = {}
+    young: dict[str, int] = {}
+    for digest in corpora_there(bench.paths) - used:
+        to_go = digest in of_runs or asked_for(corpora / digest) <= before
+        (old if to_go else young)[digest] = tree_bytes(corpora / digest)
+    return dict(sorted(old.items())), dict(sorted(young.items()))
 
 
 def _remove_corpora(bench: Workbench, corpora: Mapping[str, int]) -> Mapping[str, int]:

@@ -1,6 +1,9 @@
 """A prepared corpus: how it lies on disk and how it is read."""
 
+import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,14 @@ def corpus_digest(
             "masks": dict(masks),
         }
     )
+
+
+def asked_for(folder: Path) -> float:
+    """Return when the corpus in a folder was prepared or last asked for, in UNIX seconds."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf  # it has just gone: there is nothing to take
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -196,6 +207,11 @@ class Corpus:
         ):  # fmt: skip
             spec[name] = getattr(self, name)
         atomic.write_json(folder / SPEC, spec)
+
+    def mark_asked_for(self) -> None:
+        """Note that somebody wants it: a purge takes what nobody wanted for long."""
+        with suppress(OSError):  # not ours: then nor does our purge take it
+            os.utime(self.path)
 
     def read(self, start: int, n: int) -> ContextBatch:
         """Return `n` contexts from number `start` on; fewer where the corpus ends.

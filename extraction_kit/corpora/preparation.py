@@ -82,6 +82,7 @@ def prepare(
     """
     masks = _masks(tokenizer, config, max_context)
     if isinstance(source, Corpus):
+        source.mark_asked_for()
         return _check_prepared(source, tokenizer, config, masks=masks)
     documents = open_documents(source, text_column=text_column, cache=paths.cache)
     job = _Preparation(documents, tokenizer, config, masks, paths)
@@ -92,6 +93,7 @@ def prepare(
         if note is not None:
             content = {"corpus": known.digest, "accounting": known.accounting}
             atomic.write_json(note, content, durable=False)
+    known.mark_asked_for()
     return replace(known, source=documents.label)
 
 

@@ -1,7 +1,9 @@
 """Deleting a run: gone at once, back when asked, and never computed again by itself."""
 
 import logging
+import os
 import shutil
+import time
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -324,6 +326,27 @@ def test_a_corpus_stays_while_a_run_that_can_be_seen_or_restored_uses_it(lab):
     assert corpus.exists()
     assert list(lab.ws.purge(older_than="0d", apply=True).corpora.values()) == [5_000]
     assert not corpus.exists()
+
+
+def test_a_corpus_of_a_forecast_that_nobody_launched_goes_when_it_is_old(lab):
+    used, forecast = write_corpus(lab), write_corpus(lab, seed=1)
+    lab.completed()
+    assert lab.ws.disk().corpora == {used.name: 5_000, forecast.name: 5_000}
+    shown = lab.ws.purge(older_than="1d")
+    assert (dict(shown.corpora), shown.young_corpora) == ({}, {forecast.name: 5_000})
+    assert "which no run uses, asked for less than 1 d ago: 4.9 KiB" in str(shown)
+    two_days_ago = time.time() - 2 * 86_400
+    for folder in (used, forecast):
+        os.utime(folder, (two_days_ago, two_days_ago))
+    assert lab.ws.purge(older_than="1d").corpora == {forecast.name: 5_000}
+    again = lab.content(seed=1).corpus
+    again.mark_asked_for()
+    assert not lab.ws.purge(older_than="1d", apply=True).corpora
+    os.utime(forecast, (two_days_ago, two_days_ago))
+    assert lab.ws.purge(older_than="1d", apply=True).n_bytes == 5_000
+    assert (used.exists(), forecast.exists()) == (True, False)
+    with pytest.raises(BadCorpus, match="is gone: type the launch again"):
+        service.launch(lab.bench, lab.content("other", seed=1))
 
 
 def test_a_launch_whose_corpus_was_purged_meanwhile_makes_nothing(lab):

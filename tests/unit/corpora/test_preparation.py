@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.corpora import Corpus, prepare, progress_bar, tokenising
+from extraction_kit.corpora.corpus import asked_for
 from extraction_kit.errors import BadConfig, BadCorpus, WorkspaceUnusable
 
 
@@ -151,6 +152,15 @@ def test_a_corpus_whose_folder_was_deleted_is_prepared_again(make, topics, token
     n = len(tokenised)
     assert make(topics) == first
     assert len(tokenised) == 2 * n
+
+
+def test_a_corpus_that_is_asked_for_again_is_as_young_as_a_new_one(make, topics):
+    first = make(topics)
+    for source in (topics, first):
+        os.utime(first.path, (1, 1))
+        assert asked_for(first.path) == 1
+        make(source)
+        assert asked_for(first.path) > 1
 
 
 def test_a_prepared_corpus_is_taken_as_it_is_if_it_fits(make, topics, words):
