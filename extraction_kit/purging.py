@@ -54,7 +54,7 @@ class Purge:
     corpora: Mapping[str, int]  # digest to bytes; no run uses them any more
     leftovers: tuple[Path, ...]  # of earlier purges, or of a process that ended late
     kept: tuple[Doomed, ...]  # deleted less long ago
-    young_corpora: Mapping[str, int] = field(default_factory=dict)  # unused, asked for since
+    young_corpora: Mapping[str, int] = field(default_factory=dict)  # as yet
     problems: tuple[str, ...] = ()
     applied: bool = False
 
