@@ -35,25 +35,25 @@ def catalog_rows(bench: Workbench, since: int | None = None) -> CatalogRows:
     bench : Workbench
         The workspace.
     since : int, optional
-        An earlier `status.cursor`: only runs that changed after it, and active ones.
+        An earlier `status.cursor`: only runs that changed after it, and active ones. Without
+        it the rows of runs are read when they are wanted.
     """
     with bench.store.read() as connection:
         changed = None if since is None else bulk.changed_runs(connection, since)
-        found = bulk.run_rows(connection, changed)
+        completed = bulk.as_columns(
+            bulk.file_rows(connection, changed), _names(bulk.FILE_COLUMNS)
+        )
+        found = None if changed is None else bulk.run_rows(connection, changed)
         trainings = bulk.training_rows(connection)  # after their runs: none is removed
         said = labels.state(connection)
     few = changed if changed is None or len(changed) <= _FEW else None
     damage = damage_by_run(bench, few)
-    columns = bulk.as_columns(found, _names(bulk.RUN_COLUMNS))  # of 10,000 runs: no `Row`s
-    done = [n for n, state in enumerate(columns["state"]) if state == RunState.COMPLETED]
-
-    def of_done(name: str) -> list[Any]:
-        return [columns[name][number] for number in done]
-
     paths, results = bench.paths, str(bench.paths.results)
-    _complete(bench, columns, found, trainings=trainings, damage=damage)
     return CatalogRows(
-        runs=columns,
+        runs=(lambda: _run_columns(bench))
+        if found is None
+        else _columns(bench, found, trainings=trainings, damage=damage),
+        digests=dict(zip(completed["run_id"], completed["result_digest"], strict=True)),
         changed=changed,
         trainings=bulk.as_columns(trainings, _names(bulk.TRAINING_COLUMNS)),
         events=lambda: _event_columns(bench),
@@ -61,37 +61,45 @@ def catalog_rows(bench: Workbench, since: int | None = None) -> CatalogRows:
         folders={
             run_id: f"{results}/run_id={run_id}"
             for run_id, statistics_format in zip(
-                of_done("run_id"), of_done("statistics_format"), strict=True
+                completed["run_id"], completed["statistics_format"], strict=True
             )
             # of other formats the columns are not known
             if statistics_format == STATISTICS_FORMAT and run_id not in damage
         },
         corpora={
             digest: paths.corpora / digest / CONTEXTS
-            for digest in set(of_done("corpus_digest"))
+            for digest in set(completed["corpus_digest"])
         },
         vocabs={
             digest: paths.vocab / name
             for digest, name in set(
-                zip(of_done("tokenizer_digest"), of_done("vocab"), strict=True)
+                zip(completed["tokenizer_digest"], completed["vocab"], strict=True)
             )
         },
         derived=paths.derived,
     )
 
 
+def _run_columns(bench: Workbench) -> dict[str, list[Any]]:
+    """Return all runs as they are now, as columns."""
+    with bench.store.read() as connection:
+        found = bulk.run_rows(connection)
+        trainings = bulk.training_rows(connection)
+    return _columns(bench, found, trainings=trainings, damage=damage_by_run(bench))
+
+
 _FEW = 200  # a question about each of them is quicker than one about all
 
 
-def _complete(
+def _columns(
     bench: Workbench,
-    columns: dict[str, list[Any]],
     found: Sequence[Any],
     *,
     trainings: Sequence[Any],
     damage: dict[str, str],
-) -> None:
-    """Add what the ledger does not say of each run in one row."""
+) -> dict[str, list[Any]]:
+    """Return runs as columns, with what the ledger does not say of each in one row."""
+    columns = bulk.as_columns(found, _names(bulk.RUN_COLUMNS))  # of 10,000 runs: no `Row`s
     of_training = {one.training_id: one for one in trainings}
     mine = [of_training[name] for name in columns["training_id"]]
     for name in ("d_sae", "hook_name", "sae_digest"):
@@ -104,6 +112,7 @@ def _complete(
         if state != RunState.COMPLETED:
             for name, value in _unfinished(bench, found[number]).items():
                 columns[name][number] = value
+    return columns
 
 
 def _names(columns: Sequence[Any]) -> list[str]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import hypothesis
 import pytest
 
 from tests import postgres
@@ -14,10 +15,19 @@ for _name in [name for name in os.environ if name.startswith("EXTRACTION_KIT_")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# Speed is never tested: what took too long on a busy machine is no bug.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
 pytest_plugins = ["tests.acceptance.matrix.table"]
 
 SKIPS_ALLOWED_IN_CI: tuple[str, ...] = ()
 """How the reason of a skip may begin when ``CI`` is set: regular expressions, each with a why."""
+
+
+def pytest_xdist_auto_num_workers():
+    """Return how many tests run at once: many wait for processes that they started."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

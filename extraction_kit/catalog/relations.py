@@ -40,7 +40,10 @@ class CatalogRows:
     """What the ledger hands to the catalog: rows, and where the files are."""
 
     runs: Rows = field(default_factory=list)
-    """Keys are the columns of `tables.RUNS`; missing ones are NULL. Datetimes are aware."""
+    """Keys are the columns of `tables.RUNS`; missing ones are NULL. Datetimes are aware.
+
+    What reads them all (with `digests`) is called when a query names them, and then tells
+    what is true by then; rows that changed are rows."""
     trainings: Rows = field(default_factory=list)
     """As `tables.TRAININGS`."""
     events: Rows = field(default_factory=list)
@@ -53,6 +56,8 @@ class CatalogRows:
     """Corpus digest to its ``<digest>/contexts.parquet``."""
     vocabs: Mapping[str, Path] = field(default_factory=dict)
     """Tokenizer digest to its ``<digest>.parquet``."""
+    digests: Mapping[str, str | None] | None = None
+    """Run id to result digest, of the runs with a folder; None: they are in `runs`."""
     changed: frozenset[str] | set[str] | None = None
     """Runs that are told anew, or are gone; None: all are told, and no other exists."""
     derived: Path | None = None

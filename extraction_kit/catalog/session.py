@@ -133,14 +133,21 @@ class Session:
             if not memory.opened or now != self._seen:
                 self._read(now)
             self._known.look()
-            try:
-                self._known.renew(memory.cursor(), query)
-            except FAILURES:
-                discard_unreadable(self._known.derived)
-                memory.close()
-                self._read(now, careful=True)
-                self._known.renew(memory.cursor(), query)
+            late = self._renew(query)
+            if late and self._cursor() != now:  # runs that folders do not know of
+                self._read(self._cursor())
+                self._renew(query)
             return memory.cursor()
+
+    def _renew(self, query: str) -> bool:
+        """Have what `query` names made anew; see `Known.renew`."""
+        try:
+            return self._known.renew(self._memory.cursor(), query)
+        except FAILURES:
+            discard_unreadable(self._known.derived)
+            self._memory.close()
+            self._read(self._cursor(), careful=True)
+            return self._known.renew(self._memory.cursor(), query)
 
     def _read(self, now: int, *, careful: bool = False) -> None:
         """Take over what the ledger says: all of it, or what changed since it was read."""

@@ -7,7 +7,17 @@ parsing each cell into Python's objects would take twenty times as long.
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, DateTime, Row, Text, cast, select, text, type_coerce
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Row,
+    Select,
+    Text,
+    cast,
+    select,
+    text,
+    type_coerce,
+)
 
 from extraction_kit.ledger.events import CHANGED
 from extraction_kit.ledger.schema import (
@@ -59,6 +69,20 @@ _RUNS = (
     .where(runs.c.deleted_at.is_(None))
     .order_by(runs.c.created_at.desc(), runs.c.generation.desc())
 )
+FILE_COLUMNS = tuple(
+    column
+    for column in RUN_COLUMNS
+    if column.name
+    in {
+        "run_id", "result_digest", "statistics_format", "corpus_digest",
+        "tokenizer_digest", "vocab",
+    }
+)  # fmt: skip
+_WITH_FILES = (
+    select(*FILE_COLUMNS)
+    .where(runs.c.state == RunState.COMPLETED, runs.c.deleted_at.is_(None))
+    .order_by(runs.c.created_at.desc(), runs.c.generation.desc())
+)
 _SPEC = trainings.c.spec
 TRAINING_COLUMNS = (
     trainings.c.training_id,
@@ -98,14 +122,27 @@ def run_rows(
 
     None of a deleted run.
     """
+    return _rows(connection, _RUNS, only)
+
+
+def file_rows(
+    connection: Connection, only: Collection[str] | None = None
+) -> Sequence[Row[Any]]:
+    """Return the `FILE_COLUMNS` of the completed runs, as `run_rows` does those of all."""
+    return _rows(connection, _WITH_FILES, only)
+
+
+def _rows(
+    connection: Connection, question: Select[Any], only: Collection[str] | None
+) -> Sequence[Row[Any]]:
     if only is None:
-        return connection.execute(_RUNS).all()
+        return connection.execute(question).all()
     wanted = sorted(only)
     parts = (wanted[i : i + _AT_ONCE] for i in range(0, len(wanted), _AT_ONCE))
     return [
         row
         for part in parts
-        for row in connection.execute(_RUNS.where(runs.c.run_id.in_(part)))
+        for row in connection.execute(question.where(runs.c.run_id.in_(part)))
     ]
 
 

@@ -193,30 +193,51 @@ class _Explanation:
 
 
 def _diagnosed(parts: Parts, batch: Batch, found: Preflight, *, costly: bool) -> Preflight:
-    """Try the usual mistakes on a few contexts; name the one whose absence explains most."""
+    """Try the usual mistakes on a few contexts; name the one whose absence explains most.
+
+    A first token that should not count hides all else: its norm may be a hundred times that
+    of the others. So all is tried on the others, and it is named if nothing else explains
+    them better.
+    """
+    others = batch.not_counting_first()
     x, target = parts.model.with_target(batch.tokens, batch.present)
-    here = _measure(parts.sae, x, batch.valid, target=target)[1]
+    found_here = _measure(parts.sae, x, batch.valid, target=target)[1]
+    counts_first = bool(batch.valid[:, 0].any()) and bool(others.valid.any())
+    if not counts_first:
+        others = batch
+    here = _measure(parts.sae, x, others.valid, target=target)[1]
     tried = [
-        *_normalisations(parts, batch, x, target=target),
-        *_starts(parts, batch),
+        *_normalisations(parts, others, x, target=target),
+        *_starts(parts, others),
         *_places(
-            parts, batch, target, everywhere=costly or _is_contradicted(parts.training)
+            parts, others, target, everywhere=costly or _is_contradicted(parts.training)
         ),
     ]
     if costly:
-        tried += _readings(parts, batch, x, target=target)
+        tried += _readings(parts, others, x, target=target)
     tried = [each for each in tried if math.isfinite(each.fvu)]
     best = min(tried, key=lambda each: each.fvu, default=None)
+    instead = here
+    if counts_first:
+        first = _first_token(parts, batch, fvu=here)
+        tried.append(first)
+        if best is None or not _is_better(best.fvu, here):
+            best, instead = first, found_here
     cause = None
-    if best is not None and best.fvu < min(BETTER * here, NO_BETTER_THAN_MEAN):
+    if best is not None and _is_better(best.fvu, instead):
         cause = (
-            f"{best.cause}: then the FVU is {best.fvu:.3g} instead of {here:.3g} on the "
-            f"same tokens. {best.advice}."
+            f"{best.cause}: then the FVU is {best.fvu:.3g} instead of {instead:.3g} on the "
+            f"same contexts. {best.advice}."
         )
     shown = sorted(tried, key=lambda each: each.fvu)[:12]
     return replace(
         found, likely_cause=cause, tried={each.cause: each.fvu for each in shown}
     )
+
+
+def _is_better(fvu: float, instead: float) -> bool:
+    """Tell whether an explanation is clearly better than what it explains."""
+    return fvu < min(BETTER * instead, NO_BETTER_THAN_MEAN)
 
 
 def _is_contradicted(training: Training) -> bool:
@@ -294,26 +315,33 @@ def _readings(
         yield _Explanation(cause, advice, fvu)
 
 
+def _has_bos(parts: Parts, batch: Batch) -> bool:
+    """Tell whether all contexts begin with BOS."""
+    bos = parts.training.tokenizer.bos_id
+    return bos is not None and bool((batch.tokens[:, 0] == bos)[batch.present[:, 0]].all())
+
+
+def _first_token(parts: Parts, batch: Batch, *, fvu: float) -> _Explanation:
+    """Return that the first tokens should not count; `fvu` is that of the others."""
+    has_bos = _has_bos(parts, batch)
+    first = "BOS is" if has_bos else "the first token of each context is"
+    return _Explanation(
+        f"BOS, {first} counted, whose activations no SAE explains",
+        "Set exclude_special_tokens=True"
+        if has_bos
+        else "Set ignore_positions=(0,), or prepend_bos=True",
+        fvu,
+    )
+
+
 def _starts(parts: Parts, batch: Batch) -> Iterator[_Explanation]:
     """Begin contexts in the other way."""
-    bos = parts.training.tokenizer.bos_id
+    bos, has_bos = parts.training.tokenizer.bos_id, _has_bos(parts, batch)
 
     def fvu_of(changed: Batch) -> float:
         x, target = parts.model.with_target(changed.tokens, changed.present)
         return _measure(parts.sae, x, changed.valid, target=target)[1]
 
-    has_bos = bos is not None and bool(
-        (batch.tokens[:, 0] == bos)[batch.present[:, 0]].all()
-    )
-    if bool(batch.valid[:, 0].any()):
-        first = "BOS is" if has_bos else "the first token of each context is"
-        yield _Explanation(
-            f"BOS, {first} counted, whose activations no SAE explains",
-            "Set exclude_special_tokens=True"
-            if has_bos
-            else "Set ignore_positions=(0,), or prepend_bos=True",
-            fvu_of(batch.not_counting_first()),
-        )
     if bos is not None and not has_bos:
         yield _Explanation(
             "BOS, the SAE was trained on contexts that begin with it",

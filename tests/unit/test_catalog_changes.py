@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from extraction_kit.catalog.labelled import label_table
 from extraction_kit.catalog.publish import publish, stage
 from extraction_kit.catalog.relations import CatalogRows, columns_of
 from extraction_kit.catalog.session import Session
 from extraction_kit.catalog.tables import CATALOG
 from tests.unit.synthetic import synthetic
 
-A, B = "00000000000000aa", "00000000000000bb"
+A, B, C, D = (f"{14 * '0'}{letter}{letter}" for letter in "abcd")
 
 
 class Ledger:
@@ -19,6 +20,7 @@ class Ledger:
     def __init__(self, home):
         self.home, self.change, self.log = home, 1, []
         self.runs, self.folders = {}, {}
+        self.labels = label_table([])
         self.read_whole = self.read_changes = 0
 
     def commit(self, run_id, **columns):
@@ -44,6 +46,7 @@ class Ledger:
         return CatalogRows(
             runs=list(self.runs.values()),
             folders=dict(self.folders),
+            label_history=self.labels,
             events=lambda: {"seq": [change for change, _ in self.log]},
         )
 
@@ -58,9 +61,31 @@ class Ledger:
         )
 
 
-@pytest.fixture
-def ledger(tmp_path):
-    return Ledger(tmp_path)
+class LateLedger(Ledger):
+    """Reads the rows of runs when they are wanted, as a large one does."""
+
+    read_runs = 0
+    meanwhile = None
+
+    def whole(self):
+        return replace(
+            super().whole(),
+            runs=self.all_runs,
+            digests={run_id: run.get("result_digest") for run_id, run in self.runs.items()},
+        )
+
+    def all_runs(self):
+        self.read_runs += 1
+        if self.meanwhile is not None:
+            self.commit(self.meanwhile)
+            self.meanwhile = None
+        columns = sorted({name for run in self.runs.values() for name in run} | {"l0"})
+        return {name: [run.get(name) for run in self.runs.values()] for name in columns}
+
+
+@pytest.fixture(params=[Ledger, LateLedger])
+def ledger(request, tmp_path):
+    return request.param(tmp_path)
 
 
 @pytest.fixture
@@ -88,6 +113,35 @@ def test_only_what_changed_is_read_again(session, ledger):
     assert found(session) == [(A, 2.5)]
     assert ledger.read_changes == 3
     assert session.sql("SELECT count(*) FROM events").fetchall() == [(4,)]
+
+
+@pytest.mark.parametrize("ledger", [LateLedger], indirect=True)
+def test_runs_are_read_when_a_query_names_them_and_then_with_their_files(session, ledger):
+    assert session.sql("SELECT count(DISTINCT run_id) FROM features").fetchall() == [(1,)]
+    ledger.commit(B)
+    assert session.sql("SELECT count(DISTINCT run_id) FROM features").fetchall() == [(2,)]
+    assert ledger.read_runs == 0
+    ledger.meanwhile = C
+    assert found(session) == [(A, None), (B, None), (C, None)]
+    ledger.commit(B, l0=1.5)
+    assert found(session) == [(A, None), (B, 1.5), (C, None)]
+    assert ledger.read_runs == 1
+    ledger.meanwhile = D  # in one query that names both, too
+    session.close()
+    joined = "FROM runs LEFT JOIN features USING (run_id) WHERE feature IS NULL"
+    assert session.sql(f"SELECT run_id {joined}").fetchall() == []
+    assert len(found(session)) == 4
+
+
+@pytest.mark.parametrize("ledger", [LateLedger], indirect=True)
+def test_labels_find_the_runs_of_their_sae_in_a_query_that_names_none(session, ledger):
+    ledger.commit(A, sae_digest="5ae")
+    ledger.labels = label_table(
+        [{"seq": 1, "sae_digest": "5ae", "feature": 3, "name": "dates"}]
+    )
+    ledger.tell(A)
+    labelled = "SELECT label FROM features WHERE feature = 3"
+    assert session.sql(labelled).fetchall() == [("dates",)]
 
 
 def test_a_ledger_that_was_put_back_is_read_as_a_whole(session, ledger):

@@ -108,7 +108,7 @@ def files_read(session, query="FROM features"):
                        "AND view_name = 'features'")  # fmt: skip
     session.sql(query)
     text = plan.fetchall()[0][0]
-    return text.count(".features.parquet'"), text.count("/features.parquet'")
+    return text.count(".features.parquet"), text.count("/features.parquet")
 
 
 def test_answers_are_those_of_the_runs_own_files(runs):

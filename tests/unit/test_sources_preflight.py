@@ -206,6 +206,12 @@ def test_a_bos_that_is_counted_is_named(run, train):
         run(train("right"), config=config)
 
 
+def test_a_wrong_layer_is_named_also_where_a_bos_is_counted(run, train):
+    config = CONFIG.replace(exclude_special_tokens=False)
+    with pytest.raises(BadSae, match=r"Likely cause: wrong layer.*on the same contexts"):
+        run(train("right"), config=config, hook_name="blocks.3.hook_resid_post")
+
+
 def test_a_missing_bos_is_tried(run, train):
     """How much it matters is the model's matter: here only its figure is looked at."""
     config = CONFIG.replace(prepend_bos=False)

@@ -99,8 +99,15 @@ def together(trainings, corpus):
 # --- the numbers ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packing", CONFIGS)
-@pytest.mark.parametrize("names", TOGETHER.values(), ids=TOGETHER)
+def _cases():
+    for packing in CONFIGS:
+        for how, names in TOGETHER.items():
+            usual = packing == "packed" or how == "above and below"
+            marks = () if usual else pytest.mark.slow
+            yield pytest.param(names, packing, id=f"{how}-{packing}", marks=marks)
+
+
+@pytest.mark.parametrize(("names", "packing"), list(_cases()))
 def test_each_gets_the_digest_that_it_gets_alone(together, alone, names, packing):
     config = CONFIGS[packing]
     for name, found in zip(names, together(*names, config=config), strict=True):
