@@ -266,11 +266,22 @@ def test_features_are_opened_of_one_completed_run_or_of_two_side_by_side(dashboa
     made.row(lab.active).locator(".xk-c-check").click()
     made.row(lab.first).locator(".xk-c-check").click()
     features.click()
-    # a page that cannot show one widget in another says what to type: test_dashboard_lab.py
+    # a page that can show one widget in another: test_dashboard_lab.py
     detail = made.page.locator(".xk-detail")
     expect(detail).to_contain_text(f'browser = ws.run("{lab.first}").browse()')
     expect(detail).to_contain_text("run the line above in a cell")
     made.row(lab.second).locator(".xk-c-check").click()
+    made.row(
+        lab.second
+    ).click()  # its card has the same button, which opens them in its place
+    card = made.page.locator(".xk-card")
+    made.until(
+        lambda: expect(card).to_have_attribute("data-state", "completed", timeout=50)
+    )
+    card.get_by_role("button", name="Open features").press("Enter")
+    expect(card).to_have_count(0)
+    expect(detail).to_contain_text(f'browser = ws.run("{lab.second}").browse()')
+    expect(detail.get_by_role("button", name="Close", exact=True)).to_be_focused()
     features.click()
     beside = f'ws.run("{lab.first}").browse(compare=ws.run("{lab.second}"))'
     expect(detail).to_contain_text(beside)

@@ -395,7 +395,7 @@ def test_the_features_of_a_run_are_opened_and_let_go_of(written, page, tmp_path)
         asked = {"kind": "ask", "name": "browse", "view": "v", "run_id": "any"}
         page.board.answer({"id": question, **asked})
         answer = page.await_("answer", lambda one, wanted=question: one["id"] == wanted)
-        shown.append(page.board._desk._browsers["v"])
+        shown.append(page.board._desk._browsers.shown["v"])
         assert answer["content"] == {"model_id": shown[-1].model_id}
     assert [view.comm is None for view in shown] == [True, False]
     page.ask(kind="open", view="v", run_id=None)
