@@ -1,5 +1,6 @@
 """On the dashboard's page: a launch is seen before it is made, runs are opened and compared."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,6 +138,50 @@ def test_what_cannot_be_launched_is_told_in_the_form(opened, ws, tiny):
     says(made, "top_k=5000: an integer from 1 to 1000 is allowed")
     assert_readable(made)
     made.page.locator(".xk-detail").get_by_role("button", name="Close").click()
+
+
+def with_a_column_of_another_name(tiny, folder):
+    """The texts of the corpus in a column that is called body, beside another one of texts."""
+    texts = (json.loads(line)["text"] for line in tiny.corpus.read_text().splitlines())
+    path = folder / "posts.jsonl"
+    path.write_text("\n".join(json.dumps({"id": "7", "body": text}) for text in texts))
+    return path
+
+
+def says_what_fits_an_earlier_corpus(made):
+    """With the corpus of a run chosen another context size is asked for."""
+    says(made, "waits for a person")
+    column = made.page.get_by_label("Text column", exact=True)
+    expect(column).to_be_hidden()
+    fill(made, "Context size", "16")
+    says(made, "Context size: the corpus of run", "prepared with 32, and 16 is asked for")
+    says(made, 'Choose "A file…" as the corpus')
+    corpus = made.page.get_by_label("Corpus", exact=True)
+    corpus.select_option(label="A file…")  # as it is called there
+    expect(column).to_be_visible()
+    says(made, "text_column='body'")  # path and column are still there
+
+
+def test_the_column_of_a_files_texts_is_chosen_and_an_earlier_corpus_says_what_fits(
+    opened, ws, tiny, tmp_path
+):
+    made = opened()
+    says(made, "Type the path")
+    fill(made, "Tokens", "2000")
+    fill(made, "Context size", "32")
+    fill(made, "File", str(with_a_column_of_another_name(tiny, tmp_path)))
+    says(made, "has no column 'text', but id, body")
+    fill(made, "Text column", "body")
+    says(made, "A new run", "text_column='body'")
+    launch(made).click()
+    made.until(lambda: len(made.rows()) == 1)
+    (act,) = made.acts()
+    assert act["wish"]["text_column"] == "body"
+    ws.run(made.rows()[0]).cancel()
+    for _ in range(2):  # closed, and opened again: the corpus of that run is proposed
+        made.button("New run…").click()
+    says_what_fits_an_earlier_corpus(made)
+    made.picture("form-column-light")
 
 
 def test_what_cannot_be_read_is_told_in_the_form_as_text(opened, ws):
