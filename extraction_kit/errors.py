@@ -20,6 +20,7 @@ root, so that ``except Refused`` cannot hide a failure.
     - UnknownTraining, UnknownRun, UnknownFeature
     - BadConfig, BadSettings, BadTrainingId
     - BadSae, BadModel, BadCorpus, BadQuery, BadExport, BadLabel
+      . PreparedOtherwise       a BadCorpus: prepared with another config than the launch's
   x Failure                     something that should work does not
     - WorkspaceUnusable         not writable, full, or of a newer version
     - LedgerBusy                the ledger stayed locked
@@ -231,6 +232,25 @@ class BadModel(BadInput):
 
 class BadCorpus(BadInput):
     """A corpus is empty, unreadable, too small, or prepared for something else."""
+
+
+class PreparedOtherwise(BadCorpus):
+    """A prepared corpus is not what the config asks for.
+
+    Parameters
+    ----------
+    name : str
+        The first thing that differs: a field of the config, or ``tokenizer``.
+    made, asked : object
+        What the corpus was prepared with, and what the launch asks for.
+    """
+
+    def __init__(self, *, name: str, made: object, asked: object) -> None:
+        self.name, self.made, self.asked = name, made, asked
+        super().__init__(
+            f"this corpus was prepared with {name}={made!r}, the launch asks for {asked!r}: "
+            "pass the texts instead, or prepare them with this config"
+        )
 
 
 class BadQuery(BadInput):

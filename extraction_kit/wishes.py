@@ -9,7 +9,13 @@ from typing import Any, Self
 from extraction_kit import service
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.corpora import Corpus, Progress
-from extraction_kit.errors import BadConfig, BadCorpus, BadInput, BadModel
+from extraction_kit.errors import (
+    BadConfig,
+    BadCorpus,
+    BadInput,
+    BadModel,
+    PreparedOtherwise,
+)
 from extraction_kit.estimate import Estimate, estimate
 from extraction_kit.ledger import records
 from extraction_kit.ledger.records import RunRecord
@@ -21,6 +27,8 @@ from extraction_kit.workbench import Workbench
 
 MAX_CORPORA = 30
 """Corpora offered for one training, the newest."""
+_FIELDS = {"n_tokens": "Tokens", "context_size": "Context size"}
+"""What the form calls fields of the config; the others have their own names there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,8 @@ class Wish:
     """A file of texts, as it was typed; or:"""
     run_id: str | None = None
     """An earlier run, whose corpus is taken."""
+    text_column: str | None = None
+    """Column of the texts in that file; blank: ``text``, or the only one of texts."""
     config: str = ""
     """Fields of `ExtractionConfig` as lines of TOML."""
     generation: int | None = None
@@ -49,7 +59,7 @@ class Wish:
         if not isinstance(values, Mapping) or not set(values) <= set(names):
             raise BadInput(f"wish={values!r}: a mapping with {', '.join(names)} is allowed")
         for name, value in values.items():
-            may_be_none = name in {"path", "run_id"} and value is None
+            may_be_none = name in {"path", "run_id", "text_column"} and value is None
             if name != "generation" and not (isinstance(value, str) or may_be_none):
                 raise BadInput(f"{name}={value!r}: a text is allowed")
         check_generation(values.get("generation"))
@@ -190,8 +200,15 @@ def launch(bench: Workbench, wish: Wish, *, progress: Progress | None = None) ->
 def _content(bench: Workbench, wish: Wish, progress: Progress | None) -> Content:
     training = bench.training(wish.training_id)
     config = ExtractionConfig.from_toml(wish.config)
-    source = _source(bench, wish)
-    corpus = bench.prepare_corpus(training, source, config=config, progress=progress)
+    source, column = _source(bench, wish), _column(wish)
+    try:
+        corpus = bench.prepare_corpus(
+            training, source, config=config, text_column=column, progress=progress
+        )
+    except PreparedOtherwise as error:
+        if error.name == "tokenizer":
+            raise
+        raise BadCorpus(_other_texts(error, wish)) from None
     return service.content_of(bench, training, corpus=corpus, config=config)
 
 
@@ -209,6 +226,26 @@ def _source(bench: Workbench, wish: Wish) -> Corpus | str:
     return path
 
 
+def _column(wish: Wish) -> str | None:
+    column = (wish.text_column or "").strip()
+    if column and wish.run_id is not None:
+        raise BadCorpus(
+            f"text_column={column!r}: the corpus of run {wish.run_id} has no columns any more. "
+            "Leave it out, or give the path of the file"
+        )
+    return column or None
+
+
+def _other_texts(error: PreparedOtherwise, wish: Wish) -> str:
+    """Say in the words of the form why the corpus of an earlier run does not fit."""
+    name = _FIELDS.get(error.name, error.name)
+    return (
+        f"{name}: the corpus of run {str(wish.run_id)[:8]} was prepared with {error.made}, and "
+        f'{error.asked} is asked for. Choose "A file…" as the corpus and type the path of its '
+        f"texts, or set {name} back"
+    )
+
+
 def _code(wish: Wish, config: ExtractionConfig) -> str:
     corpus = (
         repr((wish.path or "").strip())
@@ -217,6 +254,8 @@ def _code(wish: Wish, config: ExtractionConfig) -> str:
     )
     chosen = ", ".join(f"{name}={value!r}" for name, value in _chosen(config).items())
     parts = [repr(wish.training_id), f"corpus={corpus}"]
+    if column := _column(wish):
+        parts.append(f"text_column={column!r}")
     if chosen:
         parts.append(f"config=xk.ExtractionConfig({chosen})")
     if wish.generation is not None:

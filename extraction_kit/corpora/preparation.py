@@ -25,7 +25,7 @@ from extraction_kit.corpora.packing import Block, Packer, cut_to
 from extraction_kit.corpora.tokenising import TokenisedBatch, Tokenising
 from extraction_kit.corpora.vocabulary import write_vocabulary
 from extraction_kit.corpora.writer import ContextWriter
-from extraction_kit.errors import BadConfig, BadCorpus
+from extraction_kit.errors import BadConfig, BadCorpus, PreparedOtherwise
 from extraction_kit.lifecycle import digest_of
 from extraction_kit.paths import Paths
 from extraction_kit.trainings import TokenizerSpec
@@ -152,10 +152,7 @@ def _check_prepared(
     differing = [name for name in asked if asked[name] != made.get(name)]
     if differing:
         name = differing[0]
-        raise BadCorpus(
-            f"this corpus was prepared with {name}={made.get(name)!r}, the launch asks for "
-            f"{asked[name]!r}: pass the texts instead, or prepare them with this config"
-        )
+        raise PreparedOtherwise(name=name, made=made.get(name), asked=asked[name])
     return corpus
 
 

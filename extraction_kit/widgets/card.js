@@ -1,10 +1,12 @@
-// The page side of a run card; card.py puts page.js in front of it and lists the messages.
+// The page side of a run card; card.py puts the files that it is made of in front of it, and
+// lists the messages.
 
 const ACTIVE = ["requested", "queued", "extracting", "publishing"];
 const HELLO_MS = 10_000;
 const STALE_BEATS = 3;
 const WINDOW_S = 60; // what "recent" means for speed and time left
-const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending…" };
+const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending…", features: "Opening…" };
+const DONE = { cancel: "Cancel", resume: "Resume", launch: "Launch", features: "Open features" };
 
 // --- one hello for all views of a model ------------------------------------------------
 
@@ -31,7 +33,7 @@ function greet({ model, signal }) {
 // --- what a state means ----------------------------------------------------------------
 
 function legalActs(view) {
-  if (view.state === "completed") return ["launch"]; // refuses, and says why
+  if (view.state === "completed") return view.deleted_at ? ["launch"] : ["features", "launch"]; // launch refuses, and says why
   if (view.state === "publishing") return []; // too late to cancel
   if (view.state === "requested" && view.findings.length) return ["launch", "cancel"];
   return ACTIVE.includes(view.state) ? ["cancel"] : ["resume"];
@@ -39,7 +41,7 @@ function legalActs(view) {
 
 function label(view, name) {
   if (name === "launch" && view.state !== "completed") return "Send again";
-  return capital(name);
+  return name === "features" ? DONE[name] : capital(name);
 }
 
 function whyNot(view, name) {
@@ -166,15 +168,15 @@ function refusalParts(view, now) {
   return [
     first,
     where ? el("div", "", "The results are in ", where) : null,
-    el("div", "xk-want", "Look at what was found:"), snippet("run.features()"),
+    el("div", "xk-want", view.deleted_at ? "Look at what was found:" : "Look at what was found: Open features, or in a cell"),
+    snippet("run.features()"),
     el("div", "xk-want", "Compute it anew, as a further generation:"),
     snippet(`run = ws.launch("${id}", ..., generation=${view.generation + 1})`),
   ].filter((part) => part != null);
 }
 
-function renderCard({ model, el: host, signal }) {
+function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
   const ui = skeleton();
-  host.append(ui.root);
   const samples = [];
   const buttons = new Map();
   let message = model.get("state") ?? {};
@@ -186,6 +188,12 @@ function renderCard({ model, el: host, signal }) {
   let insisted = false; // the refusal was asked for
   let spoken = message.view?.state;
   const now = () => Date.now() / 1000 + skew;
+  const features = makeFeatures({
+    model, widgets, openFeatures,
+    card: { message: () => message, pending: () => pending, send, button: () => buttons.get("features"), announce, failed, draw },
+  });
+  ui.stale.after(features.without);
+  host.append(ui.root, features.root);
 
   function announce(text) {
     ui.live.textContent = "";
@@ -194,6 +202,7 @@ function renderCard({ model, el: host, signal }) {
 
   function press(name) {
     const view = message.view;
+    if (name === "features") return features.press();
     const reason = whyNot(view, name);
     if (reason) {
       insisted = name === "launch";
@@ -205,16 +214,25 @@ function renderCard({ model, el: host, signal }) {
       announce(insisted ? ui.refusal.firstChild?.textContent ?? reason : reason);
       return;
     }
+    send(name);
+  }
+
+  function send(name) {
     if (pending) return;
     answer = null;
-    pending = { id: randomId(), name, at: Date.now() };
+    pending = { id: randomId(), name, at: Date.now(), text: "" };
     setTimeout(draw, BUSY_AFTER_MS + 10);
     if (!post(model, { kind: "act", id: pending.id, name })) {
       pending = null;
-      const text = "The kernel of this card is gone: run the cell again, then press.";
-      answer = { text, ok: false, state: view.state };
+      features.lost();
+      failed("The kernel of this card is gone: run the cell again, then press.");
     }
     draw();
+  }
+
+  function failed(text) {
+    answer = { text, ok: false, state: message.view.state };
+    announce(text);
   }
 
   function drawButtons(view) {
@@ -237,9 +255,14 @@ function renderCard({ model, el: host, signal }) {
       const mine = pending?.name === name;
       const stopping = name === "cancel" && view.cancel_requested;
       const refuses = name === "launch" && view.state === "completed";
-      say(button, mine || stopping ? DOING[name] : label(view, name));
-      button.classList.toggle("xk-main", name === "resume");
+      const shows = name === "features" && features.isOpen();
+      say(button, mine || stopping ? DOING[name] : shows ? "Close features" : label(view, name));
+      button.classList.toggle("xk-main", name === "resume" || name === "features");
       button.classList.toggle("xk-pending", mine || stopping);
+      if (name === "features") {
+        features.drawButton(button);
+        continue;
+      }
       const off = pending || whyNot(view, name);
       attrs(button, {
         "aria-disabled": off ? "true" : null,
@@ -320,10 +343,13 @@ function renderCard({ model, el: host, signal }) {
   function notes(view) {
     let text = message.note ? `${message.note} — trying again` : "";
     let tone = "warn";
-    if (pending && Date.now() - pending.at >= BUSY_AFTER_MS) {
+    if (pending?.text) {
+      text = Date.now() - pending.at >= BUSY_AFTER_MS ? pending.text : ""; // most are quicker
+      tone = "info";
+    } else if (pending && Date.now() - pending.at >= BUSY_AFTER_MS) {
       const waited = (Date.now() - pending.at) / 1000;
       const since = waited >= 5 ? ` ${clock(waited)} ago` : "";
-      text = `${capital(pending.name)} sent${since} — waiting for the kernel`;
+      text = `${DONE[pending.name]} sent${since} — waiting for the kernel`;
       text += " (busy running a cell?)";
     } else if (answer && (!answer.ok || answer.state === view.state)) {
       text = answer.text;
@@ -362,9 +388,10 @@ function renderCard({ model, el: host, signal }) {
     attrs(ui.root, { "data-state": view.state });
     say(ui.pill, capital(view.state));
     say(ui.name, view.training_id);
-    const features = view.d_sae == null ? "" : `${count(view.d_sae)} features`;
-    const about = [view.model, view.hook_name, features, `generation ${view.generation}`];
+    const size = view.d_sae == null ? "" : `${count(view.d_sae)} features`;
+    const about = [view.model, view.hook_name, size, `generation ${view.generation}`];
     fill(ui.about, about, () => about.filter(Boolean).map((text) => el("bdi", "", text)));
+    features.draw(view);
     drawButtons(view);
     drawBar(view);
     const figures = stats(view);
@@ -404,29 +431,42 @@ function renderCard({ model, el: host, signal }) {
     message = model.get("state") ?? {};
     receivedAt = Date.now();
     skew = (message.now ?? receivedAt / 1000) - receivedAt / 1000;
+    features.received(message);
     const view = message.view;
     if (view?.state === "extracting") rate = measure(samples, view, message.now);
     draw();
   }
 
+  function heard(content) {
+    features.heard(content);
+    if (!pending || content?.id !== pending.id) return;
+    if (content.kind === "progress") {
+      pending.text = content.text;
+      draw();
+    } else if (content.kind === "ack") acknowledged(content);
+  }
+
   function acknowledged(content) {
-    if (content?.kind !== "ack" || content.id !== pending?.id) return;
-    const doing = { cancel: "Cancel", resume: "Resume", launch: "Launch" }[pending.name];
-    const text = content.reason || (content.ok ? `${doing} accepted.` : `${doing} did not work.`);
-    answer = { text, ok: content.ok, state: message.view.state };
+    const { name } = pending;
+    const shown = name === "features" && content.ok; // that needs no words
+    const text = content.reason || (content.ok ? `${DONE[name]} accepted.` : `${DONE[name]} did not work.`);
+    answer = shown ? null : { text, ok: content.ok, state: message.view.state };
     pending = null;
-    if (!content.ok) announce(text);
+    if (shown) features.acknowledged(content.browser);
+    else if (!content.ok) announce(text);
     draw();
   }
 
   model.on("change:state", receive);
-  model.on("msg:custom", acknowledged);
+  model.on("msg:custom", heard);
   const ticking = setInterval(draw, 1000);
   receive();
+  features.start();
   const stop = () => {
     clearInterval(ticking);
     model.off("change:state", receive);
-    model.off("msg:custom", acknowledged);
+    model.off("msg:custom", heard);
+    features.stop();
     ui.root.remove();
   };
   signal?.addEventListener("abort", stop);

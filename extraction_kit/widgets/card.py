@@ -3,16 +3,21 @@
 Messages (version 1)
 --------------------
 kernel to page
-    trait ``state``: ``{seq, now, beat_s, view, events, highlights, note}``; set by the hub
-    only. ``{kind: "ack", id, ok, reason}`` answers every message of the page.
+    trait ``state``: ``{seq, now, beat_s, view, events, highlights, note, browser}``; set by
+    the hub only. ``browser`` is the model of the feature browser that is open in the card, for
+    every view of it; null: none. ``{kind: "ack", id, ok, reason}`` answers every message of
+    the page; that of features has the ``browser`` too, and ``{kind: "progress", id, text}``
+    comes before it.
 page to kernel
     ``{kind: "hello", id}``: somebody looks. ``{kind: "act", id, name}`` with name launch,
-    cancel or resume. The page never sets a trait.
+    cancel, resume, features (open them in the card) or close (the features). The page never
+    sets a trait.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import anywidget
 import traitlets
@@ -21,14 +26,36 @@ from extraction_kit.errors import ExtractionKitError
 from extraction_kit.views import RunView
 from extraction_kit.widgets import assets
 from extraction_kit.widgets.hub import Hub, Watch
+from extraction_kit.widgets.opened import OpenBrowsers
+from extraction_kit.widgets.payload import safe
 from extraction_kit.widgets.routing import without_parent
 from extraction_kit.widgets.source import RunSource
 
 log = logging.getLogger(__name__)
 
 
-def act(source: RunSource, run_id: str, name: object) -> tuple[bool, str]:
-    """Do what a button asks for.
+PARTS = ("card_features", "card")
+"""Files of the page, the widget's own last."""
+_PLACE = "card"
+
+T = TypeVar("T")
+
+
+def tried(name: str, call: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Return what `call` returns, and in the words for a person why it did not work."""
+    try:
+        return call(), None
+    except ExtractionKitError as error:
+        return None, str(safe(str(error)))
+    except Exception as error:  # whatever it is, the person who clicked must see it
+        log.exception("%s did not work", name)
+        return None, str(safe(f"{type(error).__name__}: {error}"))
+
+
+def act(
+    source: RunSource, run_id: str, name: object, *, beside: Iterable[str] = ()
+) -> tuple[bool, str]:
+    """Do what a button asks for; `beside` are acts that the caller does itself.
 
     Returns
     -------
@@ -43,21 +70,18 @@ def act(source: RunSource, run_id: str, name: object) -> tuple[bool, str]:
     }
     chosen = acts.get(name) if isinstance(name, str) else None
     if chosen is None:
-        return False, f"unknown action {name!r}; allowed are {', '.join(acts)}"
-    try:
-        view = chosen(run_id)
-    except ExtractionKitError as error:
-        return False, str(error)
-    except Exception as error:  # whatever it is, the person who clicked must see it
-        log.exception("%s of run %s did not work", name, run_id)
-        return False, f"{type(error).__name__}: {error}"
+        allowed = ", ".join([*acts, *beside])
+        return False, f"unknown action {name!r}; allowed are {allowed}"
+    view, reason = tried(f"{name} of run {run_id}", lambda: chosen(run_id))
+    if view is None:
+        return False, reason or ""
     return True, view.refusal or ""
 
 
 class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
     """One run, live. Made by :func:`extraction_kit.widgets.show`."""
 
-    _esm = assets.esm("card")
+    _esm = assets.esm(*PARTS)
     _css = assets.css("card")
     state = traitlets.Dict().tag(sync=True)
 
@@ -65,6 +89,8 @@ class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
         super().__init__(state=dict(state))
         self._hub = hub
         self._watch = watch
+        self._browsers = OpenBrowsers(watch.source)
+        self._opening = threading.Lock()
         self.on_msg(self._on_message)
 
     def __repr__(self) -> str:
@@ -80,9 +106,51 @@ class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
         if not isinstance(content, dict):
             return
         self._watch.heard()
-        ok, reason = True, ""
-        if content.get("kind") == "act":
-            ok, reason = act(self._watch.source, self._watch.run_id, content.get("name"))
-        answer = {"kind": "ack", "id": content.get("id"), "ok": ok, "reason": reason}
-        without_parent(lambda: self.send(answer))
+        asked, name = content.get("id"), content.get("name")
+        if content.get("kind") != "act":
+            self._answer(asked)
+        elif name == "features":
+            self._begin_opening(asked)
+        elif name == "close":
+            self._close(asked)
+        else:
+            watch, beside = self._watch, ("features", "close")
+            ok, reason = act(watch.source, watch.run_id, name, beside=beside)
+            self._answer(asked, None if ok else reason, said=reason)
         self._hub.wake(self._watch)
+
+    def _begin_opening(self, asked: object) -> None:
+        """Open the features on a thread of its own: nobody waits for a large result."""
+        self._watch.opening = True
+        self._tell({"kind": "progress", "id": asked, "text": "Opening the features…"})
+        threading.Thread(
+            target=self._open, args=(asked,), name="extraction_kit browse", daemon=True
+        ).start()
+
+    def _open(self, asked: object) -> None:
+        watch, reason = self._watch, None
+        with self._opening:  # once for all views of the card
+            if watch.browser is None:
+                watch.browser, reason = tried(
+                    f"features of run {watch.run_id}",
+                    lambda: self._browsers.open(_PLACE, watch.run_id),
+                )
+        watch.opening = False
+        self._answer(asked, reason, browser=watch.browser)
+        self._hub.watch(watch)  # may have ended: a last message tells of the browser
+
+    def _close(self, asked: object) -> None:
+        self._watch.browser = None
+        self._browsers.close(_PLACE)
+        self._answer(asked)
+        self._hub.watch(self._watch)
+
+    def _answer(
+        self, asked: object, reason: str | None = None, *, said: str = "", **more: object
+    ) -> None:
+        """Acknowledge; `reason`: why it was not done."""
+        done = {"ok": reason is None, "reason": reason or said}
+        self._tell({"kind": "ack", "id": asked, **done, **more})
+
+    def _tell(self, content: dict[str, Any]) -> None:
+        without_parent(lambda: self.send(content))

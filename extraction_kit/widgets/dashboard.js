@@ -278,7 +278,7 @@ function render({ model, el: host, signal, host: widgets }) {
   }
 
   function able(rows, name) {
-    if (name in NEEDS) return NEEDS[name].includes(rows.length) && rows.every((row) => row.state === "completed") ? rows : [];
+    if (name in NEEDS) return NEEDS[name].includes(rows.length) && rows.every((row) => legalActs(row).includes("features")) ? rows : [];
     return rows.filter((row) => legalActs(row).includes(name) && !whyNot(row, name) && !pending.has(row.run_id));
   }
 

@@ -6,6 +6,7 @@ function makeDetail({ model, ui, widgets, begin, announce, changed }) {
   let open = null; // {kind, key, stop, abort, note, holder, code, card, asked}
 
   function place(kind, key, name) {
+    const inside = ui.detail.contains(document.activeElement);
     leave();
     const code = el("div", "xk-d-code");
     const note = el("div", "xk-d-note");
@@ -15,6 +16,7 @@ function makeDetail({ model, ui, widgets, begin, announce, changed }) {
     ui.detail.replaceChildren(el("div", "xk-detail-head", code, close), note, holder);
     attrs(ui.detail, { "aria-label": name });
     ui.root.classList.add("xk-has-open");
+    if (inside) close.focus({ preventScroll: true }); // what had it is gone
     say(note, "Asking the kernel…");
     open = { kind, key, abort: new AbortController(), stop: null, code, note, holder };
     changed();
@@ -61,7 +63,8 @@ function makeDetail({ model, ui, widgets, begin, announce, changed }) {
     one.card.tell("change:state", state);
     if (!one.stop) {
       say(one.note, "");
-      one.stop = renderCard({ model: one.card, el: one.holder, signal: one.abort.signal });
+      const openFeatures = () => features([state.view]);
+      one.stop = renderCard({ model: one.card, el: one.holder, signal: one.abort.signal, openFeatures });
     }
     const lines = codeFor(state.view);
     fill(one.code, lines, () => lines.map(snippet));
@@ -72,15 +75,14 @@ function makeDetail({ model, ui, widgets, begin, announce, changed }) {
     const one = place("features", run.run_id, other ? "the features of two runs side by side" : "the features of a run");
     const beside = other ? `compare=ws.run("${other.run_id}")` : "";
     one.code.append(snippet(`browser = ws.run("${run.run_id}").browse(${beside})`));
-    if (!widgets?.getWidget) return failed(one, "This page cannot show a widget in another one: run the line above in a cell.");
+    if (!canEmbed(widgets)) return failed(one, `${CANNOT_EMBED}: run the line above in a cell.`);
     announce(`${rows.map((row) => row.training_id).join(" and ")}: features opened below the table`);
     try {
       say(one.note, "Opening the features…");
       const question = { name: "browse", run_id: run.run_id, other: other?.run_id ?? null };
       const { model_id } = await begin("ask", question, (text) => sayIn(one)(text || "Opening the features…"));
       if (open !== one) return;
-      const child = await widgets.getWidget(`anywidget:${model_id}`);
-      await child.render({ el: one.holder, signal: one.abort.signal });
+      await embed(widgets, model_id, one.holder, one.abort.signal);
       sayIn(one)("");
     } catch (reason) {
       failed(one, reason?.message ?? reason);

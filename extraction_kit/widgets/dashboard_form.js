@@ -56,6 +56,7 @@ function formParts() {
     about: el("bdi", "xk-about-training"),
     corpus: el("select", "xk-input xk-select"),
     path: entry("texts.jsonl, .txt, .parquet or .npy"),
+    column: entry("text, or the only one"),
     entries: new Map(FIELDS.map(({ name, usual }) => [name, entry(usual)])),
     generation: entry("as it is"),
     more: attrs(el("textarea", "xk-input xk-more"), { rows: 2, placeholder: 'packing = "document"', spellcheck: "false" }),
@@ -65,6 +66,7 @@ function formParts() {
     said: el("span", "xk-hint"),
   };
   p.pathField = labelled("File", p.path, "path of a file, as the kernel sees it");
+  p.columnField = labelled("Text column", p.column, "text_column: the column of a .jsonl or .parquet file that holds the texts");
   const others = details("xk-others", "More");
   others.append(el("div", "xk-line",
     labelled("Generation", p.generation, "the next number computes completed content anew"),
@@ -72,12 +74,13 @@ function formParts() {
   p.others = others;
   p.all = [
     el("div", "xk-line", labelled("Training", p.training), p.about),
-    el("div", "xk-line", labelled("Corpus", p.corpus), p.pathField,
+    el("div", "xk-line", labelled("Corpus", p.corpus), p.pathField, p.columnField,
       ...FIELDS.map(({ name, title, hint }) => labelled(title, p.entries.get(name), hint))),
     others, p.outcome, el("div", "xk-buttons", p.launch, p.close, p.said),
   ];
   p.entries.forEach((input) => input.parentElement.classList.add("xk-short"));
   p.generation.parentElement.classList.add("xk-short");
+  p.columnField.classList.add("xk-middling");
   return p;
 }
 
@@ -104,7 +107,7 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
       .filter(([, value]) => value).map(([name, value]) => `${name} = ${value}`);
     const generation = p.generation.value.trim();
     const number = /^\d+$/.test(generation) ? Number(generation) : generation || null;
-    const corpus = p.corpus.value === A_FILE ? { path: p.path.value } : { run_id: p.corpus.value };
+    const corpus = p.corpus.value === A_FILE ? { path: p.path.value, text_column: p.column.value.trim() || null } : { run_id: p.corpus.value };
     return { training_id: p.training.value, ...corpus, config: [...lines, p.more.value].join("\n"), generation: number };
   }
 
@@ -159,7 +162,7 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
 
   function chooseCorpus() {
     const one = known.find(({ run_id }) => run_id === p.corpus.value);
-    p.pathField.hidden = Boolean(one);
+    p.pathField.hidden = p.columnField.hidden = Boolean(one);
     if (one) takeConfig(one.config);
     return look();
   }
@@ -309,7 +312,7 @@ function makeForm({ ui, begin, announce, near, row, launched, show }) {
     ui.form.append(...p.all);
     p.training.addEventListener("change", chooseTraining);
     p.corpus.addEventListener("change", chooseCorpus);
-    for (const input of [p.path, p.more, p.generation, ...p.entries.values()]) input.addEventListener("change", () => look());
+    for (const input of [p.path, p.column, p.more, p.generation, ...p.entries.values()]) input.addEventListener("change", () => look());
     p.launch.addEventListener("click", press);
     p.close.addEventListener("click", closed);
     ui.form.addEventListener("keydown", (event) => {

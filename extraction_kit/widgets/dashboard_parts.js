@@ -109,7 +109,7 @@ function codeFor(row) {
 
 const ACTS = ["features", "compare", "cancel", "resume", "clear"];
 const WORDS = { features: "Open features", compare: "Compare" };
-const NEEDS = { features: [1, 2], compare: [2] }; // so many runs, all completed
+const NEEDS = { features: [1, 2], compare: [2] }; // so many runs, of which all have features
 
 function noneToAct(rows, name) {
   const states = tally(rows).map(([state, n]) => `${n} ${state}`).join(", ");

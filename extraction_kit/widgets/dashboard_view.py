@@ -7,14 +7,14 @@ import anywidget
 import traitlets
 from IPython.core.getipython import get_ipython
 
-from extraction_kit.widgets import assets
+from extraction_kit.widgets import assets, card
 from extraction_kit.widgets import hub as hubs
 from extraction_kit.widgets.board import RunBoard
 from extraction_kit.widgets.routing import without_parent
 from extraction_kit.widgets.source import ListSource
 
 PARTS = (
-    "card",
+    *card.PARTS,
     "dashboard_table",
     "dashboard_parts",
     "dashboard_ask",

@@ -21,27 +21,22 @@ Nothing else can be asked:
 and, as an act, the launch of a wish.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 from extraction_kit.errors import BadInput, ExtractionKitError
 from extraction_kit.lifecycle import Answer
 from extraction_kit.service import Launched
-from extraction_kit.widgets import browser_view
+from extraction_kit.widgets.card import tried
+from extraction_kit.widgets.opened import OpenBrowsers
 from extraction_kit.widgets.payload import safe
-from extraction_kit.widgets.routing import without_parent
 from extraction_kit.widgets.source import ListSource
 from extraction_kit.wishes import Prospect, Wish
 
-log = logging.getLogger(__name__)
-
 N_DIFFERENCES = 8
-MAX_BROWSERS = 8
-"""Views of one page that may show a feature browser at the same time."""
 _PROGRESS_EVERY_S = 0.3
 
 Message = Mapping[str, Any]
@@ -49,10 +44,7 @@ Report = Callable[[int, int | None, str], None]
 Work = Callable[[Message, Report], dict[str, Any]]
 
 
-T = TypeVar("T")
-
-
-class _GivenUp(Exception):
+class _GivenUp(ExtractionKitError):
     """Another question was asked in the place of this one."""
 
 
@@ -79,7 +71,7 @@ class Desk:
         self._at_work = {name: threading.Lock() for name in (*self._known, "launch")}
         self._newest: dict[tuple[str, str], str] = {}  # question by name and view
         self._lock = threading.Lock()
-        self._browsers: dict[str, Any] = {}  # by view of the page
+        self._browsers = OpenBrowsers(source)  # by view of the page
 
     def ask(self, message: Message) -> tuple[bool, str]:
         """Begin with a question; the answer is told later. False: it is none of ours."""
@@ -92,7 +84,7 @@ class Desk:
 
         def check_wanted() -> None:
             if self._newest.get(place) != question:
-                raise _GivenUp
+                raise _GivenUp("another question was asked in the place of this one")
 
         def report(n_done: int, n_total: int | None, what: str) -> None:
             check_wanted()
@@ -103,7 +95,7 @@ class Desk:
             return self._known[name](message, _seldom(report))
 
         def work() -> None:
-            content, reason = _tried(name, answered)
+            content, reason = tried(name, answered)
             found = {"content": safe(content)} if reason is None else {"reason": reason}
             self._tell({"kind": "answer", "id": question, "ok": reason is None, **found})
             with self._lock:
@@ -125,7 +117,7 @@ class Desk:
             return self._source.launch(wish, _seldom(report))
 
         def work() -> None:
-            launched, reason = _tried("launch", do)
+            launched, reason = tried("launch", do)
             run_id = None
             if launched is not None:
                 run_id = launched.run_id
@@ -140,9 +132,7 @@ class Desk:
 
     def close_browser(self, view: str) -> None:
         """Let go of the feature browser that a view of the page showed."""
-        before = self._browsers.pop(view, None)
-        if before is not None:
-            without_parent(before.close)
+        self._browsers.close(view)
 
     def _begin(self, name: str, work: Callable[[], None]) -> None:
         def one_at_a_time() -> None:
@@ -179,14 +169,8 @@ class Desk:
 
     def _browse(self, message: Message, _: Report) -> dict[str, Any]:
         other = None if message.get("other") is None else _text(message, "other")
-        browser = self._source.browser(_text(message, "run_id"), other)
-        shown = without_parent(lambda: browser_view.BrowserView(browser))
-        view = _text(message, "view")[:80]
-        self.close_browser(view)
-        while len(self._browsers) >= MAX_BROWSERS:  # of views that went without a word
-            self.close_browser(next(iter(self._browsers)))
-        self._browsers[view] = shown
-        return {"model_id": shown.model_id}
+        place, run_id = _text(message, "view")[:80], _text(message, "run_id")
+        return {"model_id": self._browsers.open(place, run_id, other)}
 
 
 def _foreseen(prospect: Prospect) -> dict[str, Any]:
@@ -211,19 +195,6 @@ def _text(message: Message, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise BadInput(f"{name}={value!r}: a text is allowed")
     return value
-
-
-def _tried(name: str, call: Callable[[], T]) -> tuple[T | None, str | None]:
-    """Return what `call` returns, and in the words for a person why it did not work."""
-    try:
-        return call(), None
-    except _GivenUp:
-        return None, "another question was asked in the place of this one"
-    except ExtractionKitError as error:
-        return None, safe(str(error))
-    except Exception as error:  # whatever it is, the person who looks must see it
-        log.exception("%s did not work", name)
-        return None, safe(f"{type(error).__name__}: {error}")
 
 
 def _tokens(n_done: int, n_total: int | None, what: str) -> str:

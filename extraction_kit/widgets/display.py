@@ -62,7 +62,8 @@ def show_live(
     )
     watch.events, watch.highlights = events, highlights
     content = payload.build(view, events, highlights)
-    message = content | {"seq": 0, "now": time.time(), "beat_s": hub.pace.beat_s}
+    first = {"seq": 0, "now": time.time(), "beat_s": hub.pace.beat_s, "browser": None}
+    message = content | first
     card = without_parent(lambda: RunCard(hub, watch, message))
     static = mimebundle(view, events=events, highlights=highlights)
     handle = display(static | assets.live(card.model_id), raw=True, display_id=True)

@@ -40,7 +40,8 @@ class Pace:
     lease_s: float = 30.0
     """A page that was not heard for this long is taken as gone."""
     linger_s: float = 60.0
-    """A card of a run that was completed when shown stays live for this long."""
+    """A card of a completed run that is looked at stays live for this long, so that its
+    features can be opened; while they are open, and for this long afterwards, too."""
     forget_s: float = 600.0
     """A list of runs that nobody looked at for this long is not kept up to date any more;
     it is again as soon as somebody looks."""
@@ -71,6 +72,9 @@ class Watch:
     highlights: Sequence[dict[str, Any]] = ()
     known_change: tuple[int, int] | None = None  # (cursor, change) the events belong to
     freeze_at: float | None = None
+    looked_at: bool = False  # a page was heard
+    opening: bool = False  # of its features, by the card
+    browser: str | None = None  # model of the feature browser that is open in the card
 
     def __post_init__(self) -> None:
         """Remember whether the run was completed when its card was shown."""
@@ -79,6 +83,7 @@ class Watch:
     def heard(self) -> None:
         """Note that somebody looks."""
         self.heard_at = time.monotonic()
+        self.looked_at = True
 
     @property
     def final(self) -> bool:
@@ -269,6 +274,7 @@ class Hub:
         if watch.view is None:
             return
         content = payload.build(watch.view, watch.events, watch.highlights, note=note)
+        content["browser"] = watch.browser
         if self._worth_sending(watch, content):
             watch.wanted = False
             watch.seq += 1
@@ -307,9 +313,13 @@ class Hub:
         if watch.freeze is None:
             self.drop(watch)
             return
+        if watch.opening or watch.browser is not None:
+            watch.freeze_at = None
+            return
         if watch.freeze_at is None:
-            # a card shown completed was shown to be looked at and perhaps clicked
-            linger = self.pace.linger_s if watch.born_final else 0.0
+            # who looks at a completed run may want to open its features
+            looked_at = watch.born_final or watch.looked_at
+            linger = self.pace.linger_s if looked_at else 0.0
             watch.freeze_at = time.monotonic() + linger
         if time.monotonic() < watch.freeze_at:
             return

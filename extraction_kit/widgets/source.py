@@ -57,6 +57,14 @@ class RunSource(Protocol):
         """Continue a resting run from its checkpoint."""
         ...
 
+    def browser(self, run_id: str, other: str | None = None) -> "FeatureBrowser":
+        """Return the feature browser of a completed run, with another one beside it.
+
+        May take long: it is called on a thread of its own. What has no results, or none
+        that can be read, is refused here and nowhere else.
+        """
+        ...
+
 
 class ListSource(RunSource, Protocol):
     """The same of all runs of a workspace, and what can be launched there.
@@ -84,8 +92,4 @@ class ListSource(RunSource, Protocol):
 
     def differences(self, a: str, b: str, n: int) -> Differences:
         """Return the `n` largest differences of two completed runs."""
-        ...
-
-    def browser(self, run_id: str, other: str | None = None) -> "FeatureBrowser":
-        """Return the feature browser of a completed run, with another one beside it."""
         ...

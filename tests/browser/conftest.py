@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from extraction_kit.lifecycle import RunState
 from extraction_kit.views import Happening, RunView
-from extraction_kit.widgets import dashboard_view, payload
+from extraction_kit.widgets import card, dashboard_view, payload
 from extraction_kit.widgets.board import RunBoard
 from extraction_kit.widgets.browser import FeatureBrowser
 from extraction_kit.widgets.browser_view import FILES
@@ -125,7 +125,8 @@ def a_state(view: RunView, **more: Any) -> dict[str, Any]:
     content = payload.build(
         view, more.get("events", []), more.get("highlights", []), note=note
     )
-    return content | {"seq": 1, "now": now, "beat_s": beat_s}
+    browser = more.pop("browser", None)
+    return content | {"seq": 1, "now": now, "beat_s": beat_s, "browser": browser}
 
 
 @dataclass
@@ -152,8 +153,8 @@ class Stub:
     def acts(self) -> list[dict[str, Any]]:
         return self.page.evaluate("model.acts()")
 
-    def ack(self, *, ok: bool = True, reason: str = "") -> None:
-        answer = {"id": self.acts()[-1]["id"], "ok": ok, "reason": reason}
+    def ack(self, *, ok: bool = True, reason: str = "", **more: Any) -> None:
+        answer = {"id": self.acts()[-1]["id"], "ok": ok, "reason": reason, **more}
         self.page.evaluate("(answer) => model.ack(answer)", answer)
 
     def picture(self, name: str) -> None:
@@ -175,11 +176,13 @@ def stub(chromium: Browser) -> Iterator[Callable[..., Stub]]:
         made = Stub(context.new_page())
         opened.append(made)
         listen(made.page, made.trouble)
-        made.page.route("**/*", serve(theme, made.trouble, ("card",)))
+        made.page.route("**/*", serve(theme, made.trouble, card.PARTS))
         made.page.clock.install(time=more.pop("clock", T0 + timedelta(seconds=19)))
         made.page.goto("http://xk.test/")
         made.page.wait_for_function("window.ready === true")
-        made.page.evaluate("(state) => start('state', state)", a_state(view, **more))
+        embeds = more.pop("embeds", True)
+        started = "([state, embeds]) => start('state', state, embeds)"
+        made.page.evaluate(started, [a_state(view, **more), embeds])
         return made
 
     yield open_stub

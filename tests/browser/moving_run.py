@@ -9,8 +9,14 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import extraction_kit as xk
 from extraction_kit import widgets
-from extraction_kit.errors import AlreadyCompleted, NothingToCancel, StillActive
+from extraction_kit.errors import (
+    AlreadyCompleted,
+    NothingToCancel,
+    RunFailed,
+    StillActive,
+)
 from extraction_kit.lifecycle import ACTIVE, RunState
 from extraction_kit.views import FeatureSoFar, Happening, Preview, RunView
 
@@ -108,6 +114,11 @@ class MovingSource:
                       ended_at=None, n_tokens_done=20_000)  # fmt: skip
             threading.Thread(target=self._work, daemon=True).start()
             return self._view
+
+    def browser(self, run_id, other=None):
+        if self.view(run_id).state is not RunState.COMPLETED:
+            raise RunFailed(run_id=run_id, state="", because="no results yet")
+        return xk.LocalResult("result").browse()
 
 
 class MovingRun:

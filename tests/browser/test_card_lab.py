@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from tests.results_to_browse import write_result
+
 pytestmark = pytest.mark.browser
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -23,12 +25,53 @@ def moving_run(lab_server):
     shutil.copy(SOURCE, lab_server.root / SOURCE.name)
 
 
-def test_a_run_is_watched_to_its_end_and_leaves_a_record_without_a_kernel(notebook):
-    book = notebook([launch(4), "run.wait()", "run"])
-    book.start("notebook:run-all-cells")
+PACE = """from dataclasses import replace
+from extraction_kit.widgets import hub
+hub.current().pace = replace(hub.current().pace, linger_s={linger_s})"""
+
+
+def features_of(cell):
+    return cell.get_by_role("region", name="Features of t-7f3a").locator(".xk-browser")
+
+
+def opened_in_the_card(cell):
+    """Open the features of a completed run by keyboard, and go to another one."""
+    cell.get_by_role("button", name="Open features").press("Enter")
+    expect(features_of(cell)).to_have_attribute("data-feature", "0", timeout=30_000)
+    features_of(cell).get_by_role("listbox", name="Features").press("j")
+    expect(features_of(cell)).to_have_attribute("data-feature", "1")
+
+
+def kept_while_its_features_are_open(book):
+    opened_in_the_card(book.cell(0))
+    book.picture("lab-card-features-light")
+    book.select(1)
+    book.command("notebook:run-cell-and-select-next")
+    expect(features_of(book.cell(0))).to_be_visible()
+    book.cell(0).get_by_role("button", name="Close", exact=True).click()
+
+
+def features_are_open_on_a_reloaded_page_too(book, cell):
+    opened_in_the_card(cell)
+    book.command("docmanager:save")
+    book.open()
+    expect(features_of(cell)).to_have_attribute("data-feature", "1", timeout=30_000)
+    cell.get_by_role("button", name="Close features").click()
+    expect(features_of(cell)).to_have_count(0)
+
+
+def test_a_run_is_watched_to_its_end_and_leaves_a_record_without_a_kernel(
+    notebook, lab_server
+):
+    write_result(lab_server.root / "result")
+    again = f"{PACE.format(linger_s=60.0)}\nrun"
+    book = notebook([launch(4), PACE.format(linger_s=0.0), again])
+    book.start("notebook:run-cell-and-select-next")
     card = book.cell(0).get_by_role("group", name="t-7f3a")
-    expect(card).to_have_attribute("data-state", "extracting")
-    # the finished card is plain HTML: a reopened notebook shows it without a kernel
+    expect(card).to_have_attribute("data-state", "extracting", timeout=20_000)
+    expect(card).to_have_attribute("data-state", "completed", timeout=20_000)
+    kept_while_its_features_are_open(book)
+    # then the finished card is plain HTML: a reopened notebook shows it without a kernel
     record = book.cell(0).locator(".xk-static")
     expect(record).to_contain_text("Completed", timeout=20_000)
     expect(record).to_contain_text("<b>integers</b>")
@@ -38,6 +81,8 @@ def test_a_run_is_watched_to_its_end_and_leaves_a_record_without_a_kernel(notebo
         bundle["text/plain"]
     )
     # the second card, of a run that was completed before, refuses
+    book.select(2)
+    book.command("notebook:run-cell")
     second = book.cell(2).get_by_role("group", name="t-7f3a")
     expect(second).to_have_attribute("data-state", "completed")
     button = second.get_by_role("button", name="Launch", exact=True)
@@ -46,6 +91,7 @@ def test_a_run_is_watched_to_its_end_and_leaves_a_record_without_a_kernel(notebo
     button.press("Enter")
     expect(second).to_have_attribute("data-state", "completed")
     book.picture("lab-completed-light")
+    features_are_open_on_a_reloaded_page_too(book, book.cell(2))
 
 
 def test_cancel_is_heard_while_a_cell_blocks_the_kernel(notebook):

@@ -1,5 +1,6 @@
 """On the dashboard's page: a launch is seen before it is made, runs are opened and compared."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,50 @@ def test_what_cannot_be_launched_is_told_in_the_form(opened, ws, tiny):
     made.page.locator(".xk-detail").get_by_role("button", name="Close").click()
 
 
+def with_a_column_of_another_name(tiny, folder):
+    """The texts of the corpus in a column that is called body, beside another one of texts."""
+    texts = (json.loads(line)["text"] for line in tiny.corpus.read_text().splitlines())
+    path = folder / "posts.jsonl"
+    path.write_text("\n".join(json.dumps({"id": "7", "body": text}) for text in texts))
+    return path
+
+
+def says_what_fits_an_earlier_corpus(made):
+    """With the corpus of a run chosen another context size is asked for."""
+    says(made, "waits for a person")
+    column = made.page.get_by_label("Text column", exact=True)
+    expect(column).to_be_hidden()
+    fill(made, "Context size", "16")
+    says(made, "Context size: the corpus of run", "prepared with 32, and 16 is asked for")
+    says(made, 'Choose "A file…" as the corpus')
+    corpus = made.page.get_by_label("Corpus", exact=True)
+    corpus.select_option(label="A file…")  # as it is called there
+    expect(column).to_be_visible()
+    says(made, "text_column='body'")  # path and column are still there
+
+
+def test_the_column_of_a_files_texts_is_chosen_and_an_earlier_corpus_says_what_fits(
+    opened, ws, tiny, tmp_path
+):
+    made = opened()
+    says(made, "Type the path")
+    fill(made, "Tokens", "2000")
+    fill(made, "Context size", "32")
+    fill(made, "File", str(with_a_column_of_another_name(tiny, tmp_path)))
+    says(made, "has no column 'text', but id, body")
+    fill(made, "Text column", "body")
+    says(made, "A new run", "text_column='body'")
+    launch(made).click()
+    made.until(lambda: len(made.rows()) == 1)
+    (act,) = made.acts()
+    assert act["wish"]["text_column"] == "body"
+    ws.run(made.rows()[0]).cancel()
+    for _ in range(2):  # closed, and opened again: the corpus of that run is proposed
+        made.button("New run…").click()
+    says_what_fits_an_earlier_corpus(made)
+    made.picture("form-column-light")
+
+
 def test_what_cannot_be_read_is_told_in_the_form_as_text(opened, ws):
     made = opened()
     says(made, "Type the path")
@@ -266,11 +311,22 @@ def test_features_are_opened_of_one_completed_run_or_of_two_side_by_side(dashboa
     made.row(lab.active).locator(".xk-c-check").click()
     made.row(lab.first).locator(".xk-c-check").click()
     features.click()
-    # a page that cannot show one widget in another says what to type: test_dashboard_lab.py
+    # a page that can show one widget in another: test_dashboard_lab.py
     detail = made.page.locator(".xk-detail")
     expect(detail).to_contain_text(f'browser = ws.run("{lab.first}").browse()')
     expect(detail).to_contain_text("run the line above in a cell")
     made.row(lab.second).locator(".xk-c-check").click()
+    made.row(
+        lab.second
+    ).click()  # its card has the same button, which opens them in its place
+    card = made.page.locator(".xk-card")
+    made.until(
+        lambda: expect(card).to_have_attribute("data-state", "completed", timeout=50)
+    )
+    card.get_by_role("button", name="Open features").press("Enter")
+    expect(card).to_have_count(0)
+    expect(detail).to_contain_text(f'browser = ws.run("{lab.second}").browse()')
+    expect(detail.get_by_role("button", name="Close", exact=True)).to_be_focused()
     features.click()
     beside = f'ws.run("{lab.first}").browse(compare=ws.run("{lab.second}"))'
     expect(detail).to_contain_text(beside)

@@ -58,11 +58,12 @@ def launched_once_from_the_form(book, board, stage, run):
 def features_opened_in_place(book, board, other):
     """Open the features of the run that is selected, below the table; then of both."""
     detail = board.locator(".xk-detail")
-    board.get_by_role("button", name="Open features").click()
+    opens = board.locator(".xk-foot").get_by_role("button", name="Open features")
+    opens.click()
     expect(detail.locator("[data-feature]").first).to_be_visible(timeout=30_000)
     book.picture("lab-dashboard-features-light")
     board.locator(f'[data-run="{other}"] .xk-c-check').click()
-    board.get_by_role("button", name="Open features").click()
+    opens.click()
     sides = detail.get_by_role("group", name=re.compile("^examples of [AB],"))
     expect(sides).to_have_count(2, timeout=30_000)
     book.picture("lab-dashboard-side-by-side-light")

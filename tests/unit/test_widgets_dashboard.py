@@ -10,6 +10,7 @@ import pytest
 from extraction_kit import Workspace, service, widgets
 from extraction_kit.errors import LedgerBusy
 from extraction_kit.lifecycle import RunState
+from extraction_kit.liveness import Beat
 from extraction_kit.overview import Overview
 from extraction_kit.reconcile import beat_key, progress_key
 from extraction_kit.watcher import Watcher
@@ -143,6 +144,25 @@ def test_only_what_changed_is_read_again(written, source):
     assert {one: line.state for one, line in overview.changed_since(after).items()} == {
         waiting: "cancelled"
     }
+
+
+def test_beats_are_read_where_they_are_files_and_where_they_are_rows(tmp_path, ledger_url):
+    lab = Lab(tmp_path / "ws", ledger_url)
+    first, second = (lab.begun(lab.content(name)) for name in ("first", "second"))
+    overview = Overview(lab.bench)
+    overview.read()
+    for run_id, n_done in ((first, 100), (second, 200)):
+        lab.bench.beats.write(
+            run_id, 1, Beat(number=1, phase="extracting", n_tokens_done=n_done)
+        )
+    lab.bench.beats.write(second, 2, Beat(number=9, n_tokens_done=900))  # no attempt of it
+    before = overview.read()
+    done = {run_id: line.n_tokens_done for run_id, line in overview.lines.items()}
+    assert done == {first: 100, second: 200}
+    lab.bench.beats.write(first, 1, Beat(number=2, n_tokens_done=300, tokens_per_s=20.0))
+    overview.read()
+    ((run_id, line),) = overview.changed_since(before).items()
+    assert (run_id, line.n_tokens_done, line.tokens_per_s) == (first, 300, 20.0)
 
 
 def test_a_run_of_another_process_appears_and_a_deleted_one_goes(tmp_path):
@@ -395,7 +415,7 @@ def test_the_features_of_a_run_are_opened_and_let_go_of(written, page, tmp_path)
         asked = {"kind": "ask", "name": "browse", "view": "v", "run_id": "any"}
         page.board.answer({"id": question, **asked})
         answer = page.await_("answer", lambda one, wanted=question: one["id"] == wanted)
-        shown.append(page.board._desk._browsers["v"])
+        shown.append(page.board._desk._browsers.shown["v"])
         assert answer["content"] == {"model_id": shown[-1].model_id}
     assert [view.comm is None for view in shown] == [True, False]
     page.ask(kind="open", view="v", run_id=None)

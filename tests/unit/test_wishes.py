@@ -1,5 +1,6 @@
 """What a launch would come to, said before it: by the rule of the launch itself."""
 
+import json
 import threading
 
 import pytest
@@ -183,6 +184,48 @@ def test_what_cannot_be_launched_is_refused_in_the_words_of_the_package(
     assert len(ws.views()) == n_runs
 
 
+def test_a_column_of_another_name_is_chosen_in_the_form_as_in_python(ws, tiny, tmp_path):
+    path = tmp_path / "posts.jsonl"
+    texts = (json.loads(line)["text"] for line in tiny.corpus.read_text().splitlines())
+    rows = [{"id": "7", "title": "short", "body": text} for text in texts]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    unclear = wish(tiny, training_id="other", path=str(path), text_column=" ")
+    with pytest.raises(BadCorpus, match="has no column 'text', but id, title, body"):
+        wishes.foresee(ws._bench, unclear)
+    config = f"{SMALL}\ntop_k = 9"
+    asked = wish(
+        tiny, training_id="other", path=str(path), text_column=" body ", config=config
+    )
+    said = wishes.foresee(ws._bench, asked)
+    usual = wishes.foresee(ws._bench, wish(tiny, training_id="other"))
+    assert said.content.corpus.digest == usual.content.corpus.digest  # the same texts
+    names = {"ws": ws, "xk": __import__("extraction_kit")}
+    exec(said.code, names)  # noqa: S102 - what a person copies into a cell
+    run = names["run"]
+    assert run.run_id == said.foreseen.run_id
+    run.cancel()
+    mixed = wish(
+        tiny, training_id="other", path=None, run_id=run.run_id, text_column="body"
+    )
+    with pytest.raises(BadCorpus, match="text_column='body': the corpus of run"):
+        wishes.foresee(ws._bench, mixed)
+
+
+def test_what_does_not_fit_an_earlier_corpus_is_told_in_the_words_of_the_form(ws, tiny):
+    config = ExtractionConfig.from_toml(f"{SMALL}\ntop_k = 4")
+    run = ws.launch("other", corpus=tiny.corpus, config=config).cancel()
+    told = f"the corpus of run {run.run_id[:8]} was prepared with"
+    for config, words in (
+        ("n_tokens = 500\ncontext_size = 32", f"Tokens: {told} 2000, and 500 is asked for"),
+        ("context_size = 16", f"Context size: {told} 32, and 16 is asked for"),
+        ('context_size = 32\npacking = "document"', f"packing: {told} pack, and document"),
+    ):
+        asked = wish(tiny, training_id="other", path=None, run_id=run.run_id, config=config)
+        with pytest.raises(BadCorpus, match=words) as raised:
+            wishes.foresee(ws._bench, asked)
+        assert 'Choose "A file…" as the corpus and type the path' in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -190,6 +233,7 @@ def test_what_cannot_be_launched_is_refused_in_the_words_of_the_package(
         ({"training_id": "t", "sql": "x"}, "a mapping with training_id, path"),
         ({"training_id": ["t"]}, "training_id=\\['t'\\]: a text"),
         ({"training_id": "t", "config": {"top_k": 1}}, "a text is allowed"),
+        ({"training_id": "t", "text_column": 3}, "text_column=3: a text"),
         ({"training_id": "t", "generation": "two"}, "generation='two': an integer"),
         ({"training_id": ""}, "no training is chosen"),
     ],
