@@ -102,7 +102,11 @@ pictures: $(STAMP) ## Take the README's pictures anew, from a real run in a real
 
 check-full: $(STAMP) ## Run everything but the benchmarks (hours)
 	@$(MAKE) check
-	$(PYTEST) -m "not benchmark and not golden" tests
+	$(PYTEST) -m "not benchmark and not golden and not browser" tests
+	@$(MAKE) pictures
+	@for round in 1 2 3 4 5; do \
+	  echo "browser tests, round $$round of 5"; $(MAKE) test-browser || exit 1; \
+	done
 	@$(MAKE) test-duckdb-old
 	@$(MAKE) mutants
 	@$(MAKE) golden

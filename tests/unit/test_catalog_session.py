@@ -105,6 +105,23 @@ def test_numbers_in_sql_equal_numpys(session, ledger):
     assert [row[0] for row in hist] == made.result.histograms.tolist()
 
 
+def test_polars_arrow_and_pandas_get_the_rows_that_duckdb_has(session, ledger):
+    made = synthetic()
+    ledger.commit("a", made)
+    for query in (
+        "SELECT feature, density, mean_act, dead FROM features ORDER BY feature",
+        "SELECT feature, hist FROM histograms ORDER BY feature",
+        "SELECT feature, act_val FROM examples ORDER BY feature, rank",
+    ):
+        answer = session.sql(query)
+        rows = answer.fetchall()
+        assert answer.pl().rows() == rows
+        assert answer.arrow().read_all().to_pylist() == answer.pl().to_dicts()
+        assert answer.df().feature.tolist() == [row[0] for row in rows]
+    dead = session.sql("SELECT mean_act FROM features WHERE dead").pl()
+    assert dead["mean_act"].null_count() == len(dead) > 0
+
+
 def test_ten_runs_are_told_apart_and_one_is_found_without_opening_the_others(
     session, ledger
 ):
