@@ -145,8 +145,8 @@ class ResultReader(ABC):
         ------
         UnknownFeature
             `feature` is outside the SAE.
-        RunFailed
-            One of the runs has no result.
+        StillActive, RunFailed
+            One of the runs has no result yet, or ended without one.
         BadQuery, BadSae
             The two cannot be compared; the message says why.
         """
