@@ -183,8 +183,8 @@ def test_wrong_usage_is_one_line_that_says_what_to_type(shell, capsys, cell):
     assert "Traceback" not in shown.out + shown.err
 
 
-def test_a_refusal_is_shown_without_the_lines_of_the_package(shell, capsys):
-    shell.run_cell("%%extract gpt2-l6 --corpus texts.jsonl\ntop_k = 0", silent=True)
+def test_a_refusal_is_shown_without_the_lines_of_the_package(one_shell, capsys):
+    one_shell.run_cell("%%extract gpt2-l6 --corpus texts.jsonl\ntop_k = 0", silent=True)
     shown = capsys.readouterr()
     assert "top_k=0" in shown.out + shown.err
     assert "from_toml" not in shown.out + shown.err
