@@ -144,7 +144,8 @@ function render({ model, el: host, signal }) {
       const mine = listing.sort === name;
       const way = listing.descending ? "descending" : "ascending";
       const arrow = mine ? (listing.descending ? "▼" : "▲") : "";
-      const shown = ["feature", "label"].includes(name) ? name : measureName(name, facts.compare);
+      const plain = { feature: "feature", label: "label / token" }; // without a label: the peak's token
+      const shown = plain[name] ?? measureName(name, facts.compare);
       say(button, button === p.byMeasure ? arrow || "⇅" : `${shown}${arrow && ` ${arrow}`}`);
       attrs(button, { "aria-label": `sort by ${shown}${mine ? `, now ${way}` : ""}`, "aria-pressed": mine });
     }
