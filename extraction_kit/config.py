@@ -4,8 +4,9 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
@@ -70,12 +71,37 @@ def _check_ints(name: str, value: object, low: int) -> tuple[int, ...]:
     return tuple(sorted(set(value)))
 
 
+def _check_names(
+    names: Iterable[str], known: list[str], *, error: type[ValueError] = BadConfig
+) -> None:
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        meant = near(unknown[0], known)
+        hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+        raise error(
+            f"unknown option {', '.join(unknown)}{hint}; allowed are {', '.join(known)}"
+        )
+
+
+def _name_what_is_unknown(cls: type[Any], error: type[ValueError]) -> None:
+    """Let a dataclass say which field was meant, where Python says only which is not one."""
+    make = cls.__init__
+    known = list(cls.__dataclass_fields__)
+
+    @wraps(make)
+    def checked(self: object, *args: object, **values: object) -> None:
+        _check_names(values, known, error=error)
+        make(self, *args, **values)
+
+    cls.__init__ = checked
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractionConfig:
     """Everything that decides the numbers; part of the run's identity.
 
     Two launches with equal configs (and the same SAE, model, hookpoint and corpus) are the
-    same run. Fields are checked when the object is made; an unknown field is a `TypeError`.
+    same run. Fields are checked when the object is made: `BadConfig` says what is allowed.
     """
 
     n_tokens: int | None = None
@@ -182,15 +208,6 @@ class ExtractionConfig:
         BadConfig
             A key is unknown (the allowed ones are listed) or a value is out of range.
         """
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            meant = near(unknown[0], known)
-            hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
-            msg = (
-                f"unknown option {', '.join(unknown)}{hint}; allowed are {', '.join(known)}"
-            )
-            raise BadConfig(msg)
         return cls(**values)
 
     @classmethod
@@ -231,6 +248,26 @@ class ExtractionConfig:
     def replace(self, **changes: Any) -> Self:  # noqa: ANN401 - any field
         """Return a copy with some fields changed, checked again."""
         return replace(self, **changes)
+
+
+_name_what_is_unknown(ExtractionConfig, BadConfig)
+
+
+def config_or_defaults(config: object) -> ExtractionConfig:
+    """Return the config that was passed, or the defaults.
+
+    Raises
+    ------
+    BadConfig
+        It is anything else, a dict for example.
+    """
+    if config is not None and not isinstance(config, ExtractionConfig):
+        fields_ = "**config" if isinstance(config, Mapping) else "n_tokens=1_000_000"
+        raise BadConfig(
+            f"config={config!r}: an ExtractionConfig is needed, for example "
+            f"config=xk.ExtractionConfig({fields_})"
+        )
+    return ExtractionConfig() if config is None else config
 
 
 _EXAMPLES = {"n_tokens": 1_000_000, "prepend_bos": True, "sae_dtype": "float32"}
@@ -425,6 +462,9 @@ class Settings:
             if getattr(self, field.name) != field.default
         ]
         return f"Settings({', '.join(changed)})"
+
+
+_name_what_is_unknown(Settings, BadSettings)
 
 
 def masked(url: str | None) -> str | None:

@@ -34,15 +34,50 @@ root, so that ``except Refused`` cannot hide a failure.
     - WaitTimeout               the run did not end in time
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from traceback import format_exception
+from types import TracebackType
 from typing import Self
 
 
 class ExtractionKitError(Exception):
     """Root of all errors raised by this package."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: the person's own lines and the words.
+
+        The words say what is so and what to type next; they would stand below a screen of
+        this package's lines. ``%xmode Verbose`` shows those, too.
+        """
+        shell = sys.modules["IPython"].get_ipython()  # who calls this has imported it
+        if shell is None:  # a shell that is not the one of this process
+            return format_exception(self)
+        shower = shell.InteractiveTB
+        if shower.mode == "Verbose":
+            return list(shower.structured_traceback(type(self), self, self.__traceback__))
+        shown = type(self).__new__(type(self), *self.args)  # has no cause to be shown
+        own = _frames_of_the_person(self.__traceback__)
+        return list(shower.structured_traceback(type(self), shown, own, tb_offset=0))
+
+
+def _frames_of_the_person(traceback: TracebackType | None) -> TracebackType | None:
+    """Return the frames between IPython, which runs a cell, and the first of this package."""
+    frames: list[TracebackType] = []
+    while traceback is not None:
+        package = str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if package == __name__.partition(".")[0] or (package == "IPython" and frames):
+            break
+        if package != "IPython":
+            frames.append(traceback)
+        traceback = traceback.tb_next
+    own = None
+    for frame in reversed(frames):
+        own = TracebackType(own, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return own
 
 
 @contextmanager

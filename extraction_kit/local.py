@@ -17,7 +17,7 @@ from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.catalog.relations import scan
 from extraction_kit.catalog.tables import EXAMPLES, FEATURES
-from extraction_kit.config import ExtractionConfig, Settings
+from extraction_kit.config import ExtractionConfig, Settings, config_or_defaults
 from extraction_kit.corpora import Corpus, prepare, progress_bar
 from extraction_kit.described import ALONE, describe_parts, named_saes
 from extraction_kit.errors import BadSettings
@@ -189,7 +189,7 @@ def extract_here(  # noqa: PLR0913 - what `register_training` and `launch` take,
         Something cannot be used; the message names it and what to type next. Of several SAEs
         it begins with the name of the one that it is about.
     """
-    config = config or ExtractionConfig()
+    config = config_or_defaults(config)
     settings = settings or Settings.from_environment()
     saes = named_saes(sae, hook_name=hook_name, d_in=d_in, d_sae=d_sae)
     is_alone = not isinstance(sae, Mapping)

@@ -5,8 +5,7 @@ They call what a cell of Python would call, on the default workspace, and return
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,20 +36,6 @@ _LISTED = (
 )
 
 
-def _brief(magic: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a person the words of an error of ours, not the lines of IPython that led to it."""
-
-    @wraps(magic)
-    def call(*args: str) -> Any:  # noqa: ANN401 - passed on
-        __tracebackhide__ = True  # IPython leaves such frames out
-        try:
-            return magic(*args)
-        except ExtractionKitError as error:
-            raise error.with_traceback(None) from None
-
-    return call
-
-
 def _words(line: str) -> list[str]:
     """Take a line apart; quotes are as in a shell."""
     try:
@@ -62,7 +47,6 @@ def _words(line: str) -> list[str]:
 # --- the magics -----------------------------------------------------------------------------
 
 
-@_brief
 def extract(line: str, cell: str = "") -> Run:
     """Launch an extraction, or find the one that is running or done, as ``xk.launch`` does.
 
@@ -117,7 +101,6 @@ def _corpus_of_newest(workspace: Workspace, training_id: str) -> Any:  # noqa: A
     return runs[0].corpus
 
 
-@_brief
 def runs(line: str) -> "duckdb.DuckDBPyRelation":
     """List all runs, the newest first; ``ws.runs()`` has all columns.
 
@@ -130,7 +113,6 @@ def runs(line: str) -> "duckdb.DuckDBPyRelation":
     return workspace.runs().project(_LISTED)
 
 
-@_brief
 def run_status(line: str) -> Run:
     """Return a run by its id, or of a training the run that is active, else the newest."""
     words = _words(line)

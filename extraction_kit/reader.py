@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from extraction_kit.widgets.against import Against
     from extraction_kit.widgets.browser import FeatureBrowser
+    from extraction_kit.widgets.feature_list import Said
 
 
 class ResultReader(ABC):
@@ -145,8 +146,8 @@ class ResultReader(ABC):
         ------
         UnknownFeature
             `feature` is outside the SAE.
-        RunFailed
-            One of the runs has no result.
+        StillActive, RunFailed
+            One of the runs has no result yet, or ended without one.
         BadQuery, BadSae
             The two cannot be compared; the message says why.
         """
@@ -302,8 +303,15 @@ class ResultReader(ABC):
         return Exports(
             ResultFiles(
                 folder=self._results(), contexts=self._contexts(), vocab=self._vocab()
-            )
+            ),
+            labels=self._labels,
         )
+
+    def _labels(self) -> "Mapping[int, Said] | None":
+        from extraction_kit.widgets.feature_list import labels_of  # noqa: PLC0415 - only when asked
+
+        browsed = self._browsed()
+        return labels_of(browsed) if browsed.labelled else None
 
     def plot_density(self, ax: "Axes | None" = None) -> "Axes":
         """Draw how many features have which density; needs matplotlib.

@@ -199,7 +199,7 @@ def _advice(run: RunRecord, checkpoint: int | None) -> str:
     if run.deleted_at is not None:
         return f"ws.restore({run.run_id!r}) brings it back"
     if run.state is RunState.COMPLETED:
-        return "run.features()"
+        return "run.browse() shows what was found, run.features() is the table"
     if run.state in RESTING:
         percent = 100 * (checkpoint or 0) // run.n_tokens
         where = (

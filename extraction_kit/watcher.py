@@ -23,7 +23,7 @@ from extraction_kit.catalog.listing import Named
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.catalog.relations import literal
 from extraction_kit.corpora import Corpus, Progress
-from extraction_kit.errors import RunFailed
+from extraction_kit.errors import RunFailed, StillActive
 from extraction_kit.lifecycle import ACTIVE, RunState
 from extraction_kit.overview import Overview
 from extraction_kit.reader import ResultReader
@@ -234,11 +234,11 @@ class RecordedResult(ResultReader):
             raise refusals.deleted(service.read_run(self._watcher.bench, self.run_id))
         if run.state is RunState.COMPLETED:
             return self._watcher.bench.paths.results_of(self.run_id)
-        raise RunFailed(
+        raise (StillActive if run.state in ACTIVE else RunFailed)(
             run_id=self.run_id,
             state=str(run.state),
             because=f"run {self.run_id} has no results yet: it is {run.state} "
-            f"({run.progress:.0%}). Type {run.advice}",
+            f"({run.progress:.0%}). Next: {run.advice}",
         )
 
     def _read_windows(

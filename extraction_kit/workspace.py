@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from extraction_kit import cataloguing, embedded, service, widgets
 from extraction_kit.comparison import compare
-from extraction_kit.config import ExtractionConfig, Settings
+from extraction_kit.config import ExtractionConfig, Settings, config_or_defaults
 from extraction_kit.corpora import Corpus, progress_bar
 from extraction_kit.curation import Curated
 from extraction_kit.errors import WorkerNotStarted
@@ -161,7 +161,7 @@ class Workspace(Curated):
             return self._bench.prepare_corpus(
                 training,
                 source,
-                config=config or ExtractionConfig(),
+                config=config_or_defaults(config),
                 text_column=text_column,
                 progress=progress,
             )
@@ -214,7 +214,7 @@ class Workspace(Curated):
             Only if `strict`.
         """
         check_generation(generation)  # before a corpus is prepared for nothing
-        training, config = self.training(training_id), config or ExtractionConfig()
+        training, config = self.training(training_id), config_or_defaults(config)
         prepared = self.corpus(
             corpus, training_id=training_id, config=config, text_column=text_column
         )
@@ -239,7 +239,7 @@ class Workspace(Curated):
         The corpus is prepared, as a launch would; nothing is launched. See
         :func:`extraction_kit.estimate.estimate` for where the numbers come from.
         """
-        training, config = self.training(training_id), config or ExtractionConfig()
+        training, config = self.training(training_id), config_or_defaults(config)
         prepared = self.corpus(
             corpus, training_id=training_id, config=config, text_column=text_column
         )
@@ -326,7 +326,7 @@ class Workspace(Curated):
 
         Raises
         ------
-        UnknownRun, RunFailed
+        UnknownRun, StillActive, RunFailed
             There is no such run, or it has no result.
         BadQuery
             The runs cannot be compared; the message says why.

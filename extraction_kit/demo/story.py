@@ -108,6 +108,8 @@ class Demo:
 
     def make_parts(self) -> None:
         """Make the model, the texts and the SAE, unless they are there."""
+        if not (self.model.exists() and self.sae.exists()):
+            print("demo      the first one takes 5 to 15 minutes; what is made is kept")
         self.make_model()
         self.make_texts()
         self.make_sae()
@@ -275,13 +277,9 @@ class Demo:
         home = self.workspace.home
         print(f"\nresults   {view.results_dir}")
         print(f"digest    {view.result_digest}")
-        print("in Python")
+        print("next      make lab: open 1-launch.ipynb there, or type in an empty notebook")
         print(f"          import extraction_kit as xk; ws = xk.Workspace({str(home)!r})")
-        print(
-            '          ws.sql("SELECT feature, density, max_act FROM features '
-            'WHERE NOT dead ORDER BY max_act DESC LIMIT 10")'
-        )
-        print("next      make lab")
+        print(f"          ws[{TRAINING_ID!r}].latest.browse()")
 
 
 def _command(home: Path) -> str:

@@ -1,6 +1,6 @@
 """The formats of a result, as methods of ``run.export``."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, SupportsIndex
 
@@ -10,6 +10,7 @@ from extraction_kit.errors import BadExport
 from extraction_kit.interchange import circuit_tracer, delphi, neuronpedia, report, tables
 
 Features = Iterable[SupportsIndex] | None
+Labels = tables.Labels
 _FORMATS = ("neuronpedia", "circuit_tracer", "delphi", "report", "parquet", "csv")
 
 
@@ -25,10 +26,16 @@ class Exports:
     ----------
     files : ResultFiles
         Of the result.
+    labels : callable
+        Returns the name and the description of each feature that has a label; None where
+        nothing keeps labels.
     """
 
-    def __init__(self, files: ResultFiles) -> None:
+    def __init__(
+        self, files: ResultFiles, *, labels: Callable[[], Labels | None] = lambda: None
+    ) -> None:
         self._files = files
+        self._labels = labels
 
     def neuronpedia(  # noqa: PLR0913 - names that only a person knows
         self,
@@ -180,7 +187,7 @@ class Exports:
         k: int = 10,
         title: str | None = None,
     ) -> Path:
-        """Write one HTML file about some features: statistics, histogram, logits, examples.
+        """Write one HTML file about some features: labels, statistics, logits, examples.
 
         It needs no other file and no network, runs no script, and follows the reader's light
         or dark theme.
@@ -204,6 +211,7 @@ class Exports:
         return report.write(
             self._files,
             path,
+            labels=self._labels() or {},
             features=features,
             k=k,
             title=f"Features of {self._training_id()}" if title is None else title,
@@ -213,7 +221,7 @@ class Exports:
         """Write ``features``, ``examples`` and, where measured, ``logits``, ``neighbours``.
 
         As Parquet; examples with their token texts and one activation per token. Columns are
-        those of the catalog (``ws.sql('DESCRIBE features')``).
+        those of the catalog (``ws.sql('DESCRIBE features')``), labels among them.
 
         Parameters
         ----------
@@ -227,14 +235,19 @@ class Exports:
         BadExport, UnknownFeature, WorkspaceUnusable
             See :class:`Exports`.
         """
-        return tables.write(self._files, path, as_csv=False, features=features)
+        return self._tables(path, as_csv=False, features=features)
 
     def csv(self, path: Path | str, *, features: Features = None) -> Path:
         """Write what :meth:`parquet` writes as CSV; tokens and activations as JSON lists.
 
         Parameters and errors as for :meth:`parquet`.
         """
-        return tables.write(self._files, path, as_csv=True, features=features)
+        return self._tables(path, as_csv=True, features=features)
+
+    def _tables(self, path: Path | str, *, as_csv: bool, features: Features) -> Path:
+        return tables.write(
+            self._files, path, as_csv=as_csv, features=features, labels=self._labels()
+        )
 
     def _layer(self, layer: int | None) -> int:
         found = self._files.manifest["training"]["hookpoint"]["layer"]

@@ -14,6 +14,7 @@ import numpy as np
 from extraction_kit.catalog.bulk import FeatureRecord, ResultFiles, chosen, records
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.errors import BadExport
+from extraction_kit.interchange.tables import Labels
 from extraction_kit.interchange.writing import new_file
 from extraction_kit.results import bin_edges
 from extraction_kit.widgets import static, words
@@ -43,6 +44,7 @@ def write(
     features: Iterable[SupportsIndex],
     k: int,
     title: str,
+    labels: Labels,
 ) -> Path:
     """Write the file; return where it is. See `Exports.report`."""
     if features is None:
@@ -58,13 +60,13 @@ def write(
 
     def put(target: Path) -> None:
         with target.open("w", encoding="utf-8") as file:
-            file.writelines(_page(files, wanted, k=k, title=title))
+            file.writelines(_page(files, wanted, k=k, title=title, labels=labels))
 
     return new_file(path, put)
 
 
 def _page(
-    files: ResultFiles, features: Sequence[int], *, k: int, title: str
+    files: ResultFiles, features: Sequence[int], *, k: int, title: str, labels: Labels
 ) -> Iterator[str]:
     name = _text(title)
     yield (
@@ -78,7 +80,7 @@ def _page(
     yield f"<nav>features {links}</nav>\n"
     for batch in records(files, features):
         for record in batch:
-            yield from _feature(record, k)
+            yield from _feature(record, k, labels.get(record.feature, (None, None)))
     yield "</body></html>\n"
 
 
@@ -98,9 +100,15 @@ def _run(manifest: Mapping[str, Any]) -> str:
     return f"<table>{cells}</table>\n"
 
 
-def _feature(record: FeatureRecord, k: int) -> Iterator[str]:
+def _feature(
+    record: FeatureRecord, k: int, said: tuple[str | None, str | None]
+) -> Iterator[str]:
     row = record.row
-    yield f'<section id="f{record.feature}"><h2>feature {record.feature}</h2>\n'
+    name, description = (None if text is None else _text(text) for text in said)
+    named = f"feature {record.feature}" + (f" · {name}" if name else "")
+    yield f'<section id="f{record.feature}"><h2>{named}</h2>\n'
+    if description:
+        yield f"<p>{description}</p>\n"
     if row["dead"]:
         yield "<p>dead: never active on the tokens counted</p>"
     else:

@@ -1,7 +1,7 @@
 """Features, examples with their texts, logits and neighbours as Parquet or CSV."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -19,6 +19,9 @@ from extraction_kit.catalog.bulk import (
 )
 from extraction_kit.catalog.tables import FEATURES, LOGITS, NEIGHBOURS
 from extraction_kit.interchange.writing import new_folder
+
+Labels = Mapping[int, tuple[str | None, str | None]]
+"""Name and description of the features that have a label."""
 
 _EXAMPLES = pa.schema(
     [
@@ -43,6 +46,7 @@ def write(
     *,
     as_csv: bool,
     features: Iterable[SupportsIndex] | None,
+    labels: Labels | None = None,
 ) -> Path:
     """Write the folder; return where it is. See `Exports.parquet` and `Exports.csv`."""
     wanted = chosen(files, features)
@@ -50,11 +54,22 @@ def write(
     with new_folder(path) as (final, staged):
         for table in tables:
             rows = selected(files, table, wanted)
+            if table is FEATURES and labels is not None:
+                rows = _labelled(rows, labels)
             _write(staged / table.name, rows.schema, iter([rows]), as_csv=as_csv)
         examples = (_examples(batch, as_csv=as_csv) for batch in records(files, wanted))
         schema = _flat(_EXAMPLES) if as_csv else _EXAMPLES
         _write(staged / "examples", schema, examples, as_csv=as_csv)
     return final
+
+
+def _labelled(rows: pa.Table, labels: Labels) -> pa.Table:
+    """Append what is said of each feature, in the columns that the catalog has for it."""
+    said = [labels.get(feature, (None, None)) for feature in rows["feature"].to_pylist()]
+    for place, name in enumerate(("label", "description")):
+        column = pa.array([each[place] for each in said], pa.string())
+        rows = rows.append_column(name, column)
+    return rows
 
 
 def _write(

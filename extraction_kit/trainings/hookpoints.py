@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from extraction_kit.errors import BadModel
+from extraction_kit.errors import BadModel, near
 from extraction_kit.trainings.families import FAMILIES, RESIDUAL_HOOKS, Family
 
 
@@ -247,16 +247,22 @@ def _widths(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _examples(family: Family, config: Mapping[str, Any]) -> str:
-    layer = _n_layers(config) // 2
-    hooks = [f"blocks.{layer}.{name}" for name in family.hooks]
-    return (
-        f"Names that work: {', '.join(hooks)}, or a module path such as "
-        f"'{'.'.join(filter(None, (family.base, family.layers, str(layer))))}'"
-    )
+    *hooks, path = _names(family, _n_layers(config) // 2)
+    return f"Names that work: {', '.join(hooks)}, or a module path such as {path!r}"
+
+
+def _names(family: Family, layer: int) -> list[str]:
+    """Return the names of the hooks at a layer, and the path of its module."""
+    path = ".".join(filter(None, (family.base, family.layers, str(layer))))
+    return [*(f"blocks.{layer}.{name}" for name in family.hooks), path]
 
 
 def _unknown(hook_name: str, family: Family, config: Mapping[str, Any]) -> str:
+    layer = next(iter(re.findall(r"\d+", hook_name)), None)
+    known = _names(family, _n_layers(config) // 2 if layer is None else int(layer))
+    meant = near(hook_name, known, limit=1)
+    hint = f" (did you mean {meant[0]!r}?)" if meant else ""
     return (
-        f"hook_name={hook_name!r} is not known for {config['model_type']} models. "
+        f"hook_name={hook_name!r} is not known for {config['model_type']} models{hint}. "
         f"{_examples(family, config)}"
     )

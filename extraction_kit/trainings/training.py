@@ -46,6 +46,16 @@ class Training:
     digest: str
     """Over the digests of SAE, model and tokenizer, and the place of the hookpoint."""
 
+    def __repr__(self) -> str:
+        """Return what was read off the files; the attributes have all of it."""
+        sae, hook = self.sae, self.hookpoint
+        k = "" if sae.k is None else f", k={sae.k}"
+        return (
+            f"<Training {self.training_id!r}: {sae.architecture} SAE ({sae.format}{k}) of "
+            f"{sae.d_sae:,} features, reads {hook.hook_name} (the {hook.side} of "
+            f"{hook.module_path}, {sae.d_in} wide) of {self.model.source}>"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; ``from_dict`` is the inverse."""
         plain = asdict(self)

@@ -15,7 +15,7 @@ function render({ model, el: host, signal }) {
   let page = null;
   let [group, size] = ["top", "line"]; // wanted; page.group is what is seen
   let [wanted, aim, searching, wantedRows] = [null, null, 0, null];
-  let [asked, relisting] = [null, false];
+  let [asked, relisting, wantsFirst] = [null, false, false];
   let trouble = "";
 
   const noted = (text = "") => {
@@ -97,6 +97,13 @@ function render({ model, el: host, signal }) {
     }
     attrs(list.box, { "aria-busy": null });
     relisting = false;
+    if (wantsFirst) begin();
+  }
+
+  // Opens the first of what was asked for, once it is listed.
+  function begin() {
+    wantsFirst = relisting;
+    if (!relisting) list.begin();
   }
 
   function listed(found) {
@@ -144,7 +151,8 @@ function render({ model, el: host, signal }) {
       const mine = listing.sort === name;
       const way = listing.descending ? "descending" : "ascending";
       const arrow = mine ? (listing.descending ? "▼" : "▲") : "";
-      const shown = ["feature", "label"].includes(name) ? name : measureName(name, facts.compare);
+      const plain = { feature: "feature", label: "label / token" }; // without a label: the peak's token
+      const shown = plain[name] ?? measureName(name, facts.compare);
       say(button, button === p.byMeasure ? arrow || "⇅" : `${shown}${arrow && ` ${arrow}`}`);
       attrs(button, { "aria-label": `sort by ${shown}${mine ? `, now ${way}` : ""}`, "aria-pressed": mine });
     }
@@ -311,6 +319,7 @@ function render({ model, el: host, signal }) {
     const number = /^#\s*(\d+)$/.exec(p.search.value);
     await searchNow();
     if (number) go({ feature: Number(number[1]) });
+    else begin(); // what is found is what the next key is about
     list.box.focus();
   }
 

@@ -93,7 +93,7 @@ function histogram(page, bins, whole = [page.hist]) {
     ticks.push(tick);
   }
   const axis = attrs(el("div", "xk-ticks", ...ticks), { "aria-hidden": "true" });
-  return panel("Activations", `log scale · up to ${count(most)}`, picture, axis);
+  return panel("Activations", `log scale · to ${count(most)}`, picture, axis);
 }
 
 // --- ranked lists ----------------------------------------------------------------------

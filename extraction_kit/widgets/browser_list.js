@@ -185,6 +185,10 @@ function makeList(events, compare = null) {
       draw();
     },
     keep,
+    // Opens the first row, unless the feature shown is in the list.
+    begin() {
+      if (at < 0) choose(0);
+    },
     // Where the feature shown is, -1: not in this list.
     place(row) {
       at = row;

@@ -71,7 +71,8 @@ function browserParts(facts) {
     live: attrs(el("div", "xk-live"), { role: "status" }), // always there, else nobody hears it
   };
   if (compare) p.byOther = press("xk-sort", "density B");
-  if (facts.labelled) p.byLabel = press("xk-sort", "label");
+  if (facts.labelled) p.byLabel = attrs(press("xk-sort", "label / token"),
+    { title: "your label; where there is none, the token at the largest peak" });
   return p;
 }
 

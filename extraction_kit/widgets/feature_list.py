@@ -136,14 +136,14 @@ def peak_tokens(browsed: Browsed, d_sae: int) -> PeakTokens:
     return PeakTokens(tokens=peaks, vocab=browsed.corpus.vocab)
 
 
-def labels_of(browsed: Browsed, features: list[int]) -> Mapping[int, Said]:
-    """Return what is said of some features, as it was written: name and description."""
-    if not features or not browsed.labelled:
+def labels_of(browsed: Browsed, features: list[int] | None = None) -> Mapping[int, Said]:
+    """Return what is said of features, as it was written: name and description; None is all."""
+    if features == [] or not browsed.labelled:
         return {}
-    inside = ", ".join(map(str, features))
+    inside = "true" if features is None else f"feature IN ({', '.join(map(str, features))})"
     query = browsed.names["features"].select(
         f"feature, {LABEL}, description",
-        f"feature IN ({inside})",
+        inside,
         f"coalesce({LABEL}, description) IS NOT NULL",
     )
     return {feature: tuple(said) for feature, *said in browsed.ask(query).fetchall()}

@@ -194,6 +194,27 @@ def test_the_list_is_sorted_by_any_column(shown, result):
     shows(made, in_sql(result, browser)[0])
 
 
+def test_enter_in_the_search_opens_the_first_that_is_found(shown, result):
+    browser = result.browse()
+    made = shown(browser)
+    search, press = made.page.get_by_role("searchbox"), made.page.keyboard.press
+    search.fill(" paris")
+    press(
+        "Enter"
+    )  # before and after the list is there, and the key `l` is about what is shown
+    expect(made.page.locator(".xk-status")).to_contain_text("of 600")
+    found = in_sql(result, browser)
+    assert 0 not in found
+    shows(made, found[0])
+
+    press("j")
+    shows(made, found[1])
+    search.focus()
+    press("Enter")  # the feature shown is among them: it stays
+    expect(rows(made)).to_be_focused()
+    shows(made, found[1])
+
+
 def test_the_list_is_filtered_and_searched(shown, result):
     browser = result.browse()
     made = shown(browser)

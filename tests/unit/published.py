@@ -41,7 +41,11 @@ def made_with(seed):
     made = synthetic(seed=seed)
     result = replace(
         made.result,
-        summary={**made.result.summary, "statistics_format": STATISTICS_FORMAT},
+        summary={
+            **made.result.summary,
+            "statistics_format": STATISTICS_FORMAT,
+            "d_sae": 16,
+        },
         tables={"neighbours": NEIGHBOURS, "logits": LOGITS},
     )
     return replace(made, result=result)

@@ -4,7 +4,13 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from extraction_kit.config import ENVIRONMENT, ExtractionConfig, Settings, masked
+from extraction_kit.config import (
+    ENVIRONMENT,
+    ExtractionConfig,
+    Settings,
+    config_or_defaults,
+    masked,
+)
 from extraction_kit.errors import BadConfig, BadSettings
 
 BAD = [
@@ -33,8 +39,20 @@ def test_a_bad_value_is_refused_with_its_name_and_value(name, value):
 def test_an_unknown_option_is_refused_and_the_known_ones_are_listed():
     with pytest.raises(BadConfig, match="unknown option batch_size; allowed are n_tokens"):
         ExtractionConfig.from_dict({"batch_size": 8})
-    with pytest.raises(TypeError):
-        ExtractionConfig(batch_size=8)
+    with pytest.raises(BadConfig, match="did you mean n_tokens"):
+        ExtractionConfig(n_token=8)
+    with pytest.raises(BadConfig, match="unknown option top_n"):
+        ExtractionConfig().replace(top_n=8)
+    with pytest.raises(BadSettings, match="did you mean device"):
+        Settings(devic="cpu")
+
+
+def test_only_a_config_is_a_config():
+    assert config_or_defaults(None) == ExtractionConfig()
+    with pytest.raises(BadConfig, match=r"n_tokens.*xk.ExtractionConfig\(\*\*config\)"):
+        config_or_defaults({"n_tokens": 5})
+    with pytest.raises(BadConfig, match="an ExtractionConfig is needed"):
+        config_or_defaults(0)
 
 
 def test_a_config_survives_json_and_toml():

@@ -1,5 +1,6 @@
 """%%extract, %runs and %run_status in a real IPython shell; launches: test_main_job.py."""
 
+import re
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from extraction_kit.ledger.transitions import Target, move
 from extraction_kit.lifecycle import Move
 from tests.unit.lab import Lab
 
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 FIELDS = "allowed are n_tokens, context_size, top_k"
 
 
@@ -64,6 +66,52 @@ def offered(shell, text):
 
 
 # --- refusals -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_shell(shell, monkeypatch):
+    """The shell, as the one of its process: a notebook's kernel has one."""
+    monkeypatch.setattr(InteractiveShell, "_instance", shell)
+    return shell
+
+
+@pytest.mark.parametrize(
+    "cell", ["workspace['gpt2-l7']", "%run_status gpt2-l7"], ids=["python", "magic"]
+)
+def test_an_error_in_a_notebook_is_your_lines_and_the_words(one_shell, lab, capsys, cell):
+    one_shell.user_ns |= {"workspace": lab.ws}
+
+    one_shell.run_cell(cell)
+
+    shown = ANSI.sub("", capsys.readouterr().out)
+    assert "'gpt2-l7'" in shown.splitlines()[-1]  # the words are the last thing
+    assert "----> 1" in shown, "the line that was typed is missing"
+    assert "extraction_kit/" not in shown, "lines of this package"
+    assert len(shown.splitlines()) < 8
+
+
+def test_the_persons_functions_are_shown_and_verbose_shows_the_packages(
+    one_shell, lab, capsys
+):
+    one_shell.user_ns |= {"workspace": lab.ws}
+    one_shell.run_cell("def mine(name):\n    return workspace[name]\n\nmine('gpt2-l7')")
+    shown = ANSI.sub("", capsys.readouterr().out)
+    assert "in mine(name)" in shown
+    assert "in Workspace.training" not in shown
+
+    one_shell.run_line_magic("xmode", "Verbose")
+    one_shell.run_cell("mine('gpt2-l7')")
+    assert "in Workspace.training" in ANSI.sub("", capsys.readouterr().out)
+
+
+def test_a_cause_is_not_shown_and_stays_with_the_error(one_shell, capsys):
+    one_shell.run_cell(
+        "from extraction_kit.errors import BadModel\n"
+        "try:\n    1 / 0\nexcept ZeroDivisionError as cause:\n"
+        "    raise BadModel('no such model') from cause"
+    )
+    assert "ZeroDivisionError:" not in capsys.readouterr().out
+    assert isinstance(sys.last_value.__cause__, ZeroDivisionError)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +183,8 @@ def test_wrong_usage_is_one_line_that_says_what_to_type(shell, capsys, cell):
     assert "Traceback" not in shown.out + shown.err
 
 
-def test_a_refusal_is_shown_without_the_lines_of_the_package(shell, capsys):
-    shell.run_cell("%%extract gpt2-l6 --corpus texts.jsonl\ntop_k = 0", silent=True)
+def test_a_refusal_is_shown_without_the_lines_of_the_package(one_shell, capsys):
+    one_shell.run_cell("%%extract gpt2-l6 --corpus texts.jsonl\ntop_k = 0", silent=True)
     shown = capsys.readouterr()
     assert "top_k=0" in shown.out + shown.err
     assert "from_toml" not in shown.out + shown.err

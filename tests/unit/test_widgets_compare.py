@@ -8,7 +8,7 @@ import pytest
 
 from extraction_kit import LocalResult
 from extraction_kit.catalog.asking import manifest_of
-from extraction_kit.errors import BadQuery, ResultsDamaged, RunFailed, UnknownFeature
+from extraction_kit.errors import BadQuery, ResultsDamaged, StillActive, UnknownFeature
 from tests.results_to_browse import DEAD, HOSTILE, LOUD, Shape, write_result, write_two
 from tests.unit.published import PublishedRuns
 from tests.unit.test_widgets_browser import Balance, ask, content
@@ -233,7 +233,7 @@ def test_a_run_is_compared_with_a_result_of_this_process(runs, tmp_path):
 def test_a_run_without_a_result_is_refused_on_either_side(stage, runs):
     waiting = stage.ws.run(stage.begun(stage.content("unfinished")))
     for first, second in ((runs[0], waiting), (waiting, runs[0])):
-        with pytest.raises(RunFailed, match="has no results yet"):
+        with pytest.raises(StillActive, match=r"has no results yet.*Next: await run"):
             first.browse(compare=second)
 
 

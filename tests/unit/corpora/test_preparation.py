@@ -1,7 +1,9 @@
 """A corpus holds exactly the tokens asked for, is made once, and never half."""
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +256,24 @@ def test_a_bar_is_drawn_only_for_what_takes_long(make, topics, capsys):
     with progress_bar("corpus") as progress:
         make(topics, progress=progress)
     assert capsys.readouterr().err.strip() == ""
+
+
+def test_a_bar_in_a_notebook_leaves_no_red_stripe_and_one_in_a_shell_no_line_in_a_pipe(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr("extraction_kit.corpora.progress._DELAY_S", 0)
+    with progress_bar("corpus") as progress:
+        progress(1, 2, "tokenising")
+    shown = capsys.readouterr()
+    assert "corpus" in shown.err
+    assert shown.out == ""
+
+    kernel = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stdout", kernel)
+    with progress_bar("corpus") as progress:
+        progress(1, 2, "tokenising")
+    assert "corpus" in kernel.getvalue()
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_is_kept_in_memory_beyond_a_batch(topics):

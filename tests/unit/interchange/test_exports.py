@@ -12,6 +12,7 @@ import pytest
 from extraction_kit.atomic import temporary_beside
 from extraction_kit.errors import BadExport, UnknownFeature
 from extraction_kit.interchange import tables
+from tests.unit.published import PublishedRuns
 
 NAMES = {"model_id": "tiny", "source_set": "res"}
 FORMATS = {
@@ -161,3 +162,21 @@ def test_a_report_without_a_choice_is_refused(run, tmp_path, options, words):
     with pytest.raises(BadExport, match=words):
         run.export.report(tmp_path / "r.html", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workspaces_exports_say_what_a_feature_is_called(tmp_path):
+    stage = PublishedRuns(tmp_path / "ws")
+    run = stage.ws.run(stage.completed())
+    stage.ws.label("tiny", 1, name="dates <b>", description="years & months")
+
+    report = run.export.report(tmp_path / "some.html", features=[0, 1]).read_text()
+    assert "feature 1 · <bdi>dates &lt;b&gt;</bdi></h2>" in report
+    assert "<p><bdi>years &amp; months</bdi></p>" in report
+    assert "feature 0</h2>" in report
+
+    with (run.export.csv(tmp_path / "all") / "features.csv").open() as file:
+        rows = {row["feature"]: row for row in csv.DictReader(file)}
+    assert (rows["1"]["label"], rows["1"]["description"]) == ("dates <b>", "years & months")
+    assert (rows["0"]["label"], rows["0"]["description"]) == ("", "")
+    columns = pq.read_table(run.export.parquet(tmp_path / "p") / "features.parquet")
+    assert columns.column_names[-2:] == ["label", "description"]

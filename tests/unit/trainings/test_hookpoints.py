@@ -63,6 +63,7 @@ def test_modules_beside_the_layers_have_no_layer():
         (LLAMA, "model.layers.9", "4 layers, 0 to 3"),
         (LLAMA, "blocks.1.ln2.hook_normalized", "blocks.2.hook_resid_post"),
         (LLAMA, "blocks.x.hook_resid_post", "is not known for llama"),
+        (LLAMA, "blocks.1.hook_resid_pst", r"did you mean 'blocks\.1\.hook_resid_post'\?"),
         (LLAMA, "transformer.h.2", r"model\.layers\.2"),
         (LLAMA, "model.layers.2.mlp.expert", "is not known"),
         (LLAMA, "model.layers.-1", "is not known"),

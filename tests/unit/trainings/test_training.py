@@ -32,6 +32,14 @@ def test_a_training_is_described_without_torch(describe):
     assert training.tokenizer.bos_id == 1
 
 
+def test_a_training_is_shown_as_what_was_read_off_its_files(describe):
+    shown = repr(describe())
+    assert len(shown) < 300
+    assert "SAE (saelens, k=" in shown
+    assert "(the output of model.layers.1, " in shown
+    assert "\n" not in shown
+
+
 def test_a_training_survives_json(describe):
     training = describe()
     text = json.dumps(training.to_dict())
