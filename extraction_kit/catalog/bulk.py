@@ -11,7 +11,6 @@ import pyarrow as pa
 from extraction_kit.catalog.asking import manifest_of, query_of, readable, rows_of
 from extraction_kit.catalog.reading import (
     ExampleWindow,
-    texts_of,
     token_ids_of,
     tokens_after,
     why_absent,
@@ -28,6 +27,7 @@ from extraction_kit.catalog.tables import (
     VOCAB,
     Table,
 )
+from extraction_kit.catalog.texts import texts_of
 from extraction_kit.errors import BadExport, ResultsDamaged
 from extraction_kit.results import GROUPS, SIGNS, feature_number
 

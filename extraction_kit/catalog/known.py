@@ -88,6 +88,11 @@ class Known:
         return {run_id: Path(folder) for run_id, folder in self._rows.folders.items()}
 
     @property
+    def vocabs(self) -> Mapping[str, Path]:
+        """Tokenizer digest to vocabulary, of the completed runs."""
+        return self._rows.vocabs
+
+    @property
     def derived(self) -> Path | None:
         """Folder of the indexes over many runs."""
         return self._rows.derived

@@ -1,12 +1,8 @@
 """Which features fire on a token: `tables.PEAKS`, derived from examples and counted tokens."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import SupportsIndex
-
-import duckdb
-
-from extraction_kit.errors import BadQuery
 
 
 def peaks_of(examples: str, tokens: str | None = None, *, by: str = "") -> str:
@@ -33,87 +29,51 @@ def peaks_of(examples: str, tokens: str | None = None, *, by: str = "") -> str:
     )
 
 
-def forms_of(text: str) -> tuple[str, ...]:
-    """Return the token texts that a search for `text` means: itself, and after a space.
-
-    Most tokenizers have two tokens for a word, one for its beginning after a space. Who
-    writes the space means only that one. Letters are compared as they are.
-    """
-    return (text,) if text.startswith(" ") else (text, f" {text}")
-
-
 FOUND = "token, text, feature, n_examples, max_act, n_active"
 """Columns of a search, after those that tell the run."""
 
 ORDER = "n_examples DESC, max_act DESC"
 
 
-Ask = Callable[[str], duckdb.DuckDBPyRelation]
+def search(tokens: Sequence[tuple[str, int, str]], *, peaks: str, runs: str | None) -> str:
+    """Return the SQL of a search for tokens.
 
-
-def search(ask: Ask, text: str, *, vocab: str, peaks: str, runs: str | None) -> str:
-    """Return the SQL of a search for `text`, whose tokens are looked up now.
-
-    With their ids in it, of an index only the rows of these tokens are read.
+    With their ids in it, of an index only the rows of these tokens are read; and they are
+    read before they are sorted: DuckDB would read the best of them a second time.
 
     Parameters
     ----------
-    ask : callable
-        Answers SQL.
-    text : str
-        Text of a token; see `forms_of`.
-    vocab, peaks : str
-        Relations; vocab with a tokenizer_digest if there are `runs`.
+    tokens : sequence
+        Tokenizer digest, token id and text of each, from `texts.tokens_of`.
+    peaks : str
+        Relation with the columns of `tables.PEAKS`.
     runs : str, optional
         Relation with the columns of `RUNS`, for peaks of several runs.
-
-    Raises
-    ------
-    BadQuery
-        No token has this text.
     """
-    wanted = ", ".join(_literal(form) for form in forms_of(text))
-    tokenizer = "" if runs is None else "tokenizer_digest, "
-    tokens = ask(
-        f"SELECT DISTINCT {tokenizer}token_id, text FROM {vocab} WHERE text IN ({wanted})"  # noqa: S608 - quoted
-    ).fetchall()
-    if not tokens:
-        raise BadQuery(_no_token(ask, text, vocab))
-    ids = ", ".join(str(token) for *_, token, _ in tokens)
-    named = ", ".join(
-        f"({', '.join(_literal(one) if isinstance(one, str) else str(one) for one in row)})"
-        for row in tokens
-    )
-    keys = f"({tokenizer}token)"
-    rows = f"(FROM {peaks} WHERE token IN ({ids}))"
-    texts = f"(VALUES {named}) AS texts({tokenizer}token, text) USING {keys}"
+    ids = ", ".join(str(token) for _, token, _ in tokens)
+    found = f"WITH found AS MATERIALIZED (FROM {peaks} WHERE token IN ({ids})) "
     if runs is None:
-        return f"SELECT {FOUND} FROM {rows} JOIN {texts} ORDER BY {ORDER}, feature"  # noqa: S608 - ours
+        named = ", ".join(f"({token}, {_literal(text)})" for _, token, text in tokens)
+        return (
+            f"{found}SELECT {FOUND} FROM found "  # noqa: S608 - ours
+            f"JOIN (VALUES {named}) AS texts(token, text) USING (token) "
+            f"ORDER BY {ORDER}, feature"
+        )
+    named = ", ".join(
+        f"({_literal(digest)}, {token}, {_literal(text)})" for digest, token, text in tokens
+    )
+    keys = "(tokenizer_digest, token)"
     return (
-        f"SELECT run_id, training_id, {FOUND} FROM {rows} "  # noqa: S608 - ours
+        f"{found}SELECT run_id, training_id, {FOUND} FROM found "  # noqa: S608 - ours
         f"JOIN (SELECT run_id, training_id, tokenizer_digest FROM {runs}) USING (run_id) "
-        f"JOIN {texts} ORDER BY {ORDER}, run_id, feature"
+        f"JOIN (VALUES {named}) AS texts(tokenizer_digest, token, text) USING {keys} "
+        f"ORDER BY {ORDER}, run_id, feature"
     )
 
 
 def limited(query: str, k: SupportsIndex | None) -> str:
     """Return `query` with at most `k` rows."""
     return query if k is None else f"{query} LIMIT {operator.index(k)}"
-
-
-def _no_token(ask: Ask, text: str, vocab: str) -> str:
-    part = _literal(text.strip().lower())
-    near = ask(
-        f"SELECT DISTINCT text FROM {vocab} WHERE contains(lower(text), {part}) "  # noqa: S608 - quoted
-        "ORDER BY length(text), text LIMIT 5"
-    ).fetchall()
-    forms = " or ".join(map(repr, forms_of(text)))
-    advice = (
-        f"Tokens that contain it: {', '.join(repr(one) for (one,) in near)}"
-        if near
-        else "A word may be several tokens: search for a part of it"
-    )
-    return f"no token has the text {forms}. {advice}"
 
 
 def _literal(text: str) -> str:

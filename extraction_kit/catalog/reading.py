@@ -1,6 +1,5 @@
 """One run at a time, straight from its files: milliseconds, however many runs there are."""
 
-import functools
 import operator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from extraction_kit.catalog.asking import (
     fetched,
     manifest_of,
     query_of,
-    readable,
 )
 from extraction_kit.catalog.peaks import limited, peaks_of
 from extraction_kit.catalog.peaks import search as tokens_search
@@ -31,7 +29,7 @@ from extraction_kit.catalog.tables import (
     VOCAB,
     Table,
 )
-from extraction_kit.corpora.vocabulary import read_texts
+from extraction_kit.catalog.texts import texts_of, tokens_of
 from extraction_kit.errors import BadQuery, ResultsDamaged
 from extraction_kit.results import GROUPS, KINDS, SIGNS, feature_number
 
@@ -301,7 +299,7 @@ def search(
     folder : Path
         ``Paths.results_of(run_id)``.
     text : str
-        Text of a token; see `peaks.forms_of`.
+        Text of a token; see `texts.forms_of`.
     vocab : Path
         Token texts of the run's tokenizer.
     k : int, optional
@@ -325,13 +323,7 @@ def search(
     for path in there:
         require_sound(path)
     found = peaks_of(*(scan([path]) for path in there))
-    query = tokens_search(
-        lambda sql: ask(folder, sql),
-        text,
-        vocab=scan([vocab]),
-        peaks=f"({found})",
-        runs=None,
-    )
+    query = tokens_search(tokens_of(text, {"": vocab}), peaks=f"({found})", runs=None)
     return ask(folder, limited(query, k))
 
 
@@ -385,14 +377,14 @@ def example_windows(
         contexts,
         ask(contexts, f"FROM {scan([contexts])} WHERE context IN ({numbers})"),
     )
-    tokens_of = {row["context"]: token_ids_of(row["tokens"], row["n_tok"]) for row in found}
-    missing = [row["context"] for row in rows if row["context"] not in tokens_of]
+    ids_of = {row["context"]: token_ids_of(row["tokens"], row["n_tok"]) for row in found}
+    missing = [row["context"] for row in rows if row["context"] not in ids_of]
     if missing:
         msg = f"{contexts} lacks context {missing[0]}: it is not the corpus of {folder}"
         raise ResultsDamaged(msg)
     texts, after = texts_of(vocab), tokens_after(folder)
     windows = [
-        tokens_of[row["context"]][row["start"] : row["pos"] + after + 1] for row in rows
+        ids_of[row["context"]][row["start"] : row["pos"] + after + 1] for row in rows
     ]
     return [
         window_of(row, ids.tolist(), texts) for row, ids in zip(rows, windows, strict=True)
@@ -425,10 +417,3 @@ def token_ids_of(blob: bytes, n_tok: int) -> np.ndarray:
 def tokens_after(folder: Path) -> int:
     """Return how many tokens after its peak a window has at most."""
     return int(manifest_of(folder)["config"]["window"][1])
-
-
-@functools.lru_cache(maxsize=4)
-def texts_of(vocab: Path) -> list[str]:
-    """Return the text of each token id; the file never changes under its name."""
-    with readable(vocab):
-        return read_texts(vocab)

@@ -14,6 +14,7 @@ from extraction_kit.catalog.memory import FAILURES, Memory
 from extraction_kit.catalog.peaks import limited, search
 from extraction_kit.catalog.relations import CatalogRows, names_of_relations
 from extraction_kit.catalog.soundness import find_damage
+from extraction_kit.catalog.texts import tokens_of
 from extraction_kit.errors import BadQuery, ExtractionKitError, ResultsDamaged
 
 __all__ = ["CatalogRows", "Session"]
@@ -115,12 +116,13 @@ class Session:
         Raises
         ------
         BadQuery
-            No token of these runs has this text; see `peaks.forms_of`.
+            No token of these runs has this text; see `texts.forms_of`.
         ResultsDamaged
             A file that it reads is damaged; run and file are named.
         """
-        query = search(self.sql, text, vocab="vocab", peaks="peaks", runs="runs")
-        return self.sql(limited(query, k))
+        self._fresh("")
+        tokens = tokens_of(text, self._known.vocabs)
+        return self.sql(limited(search(tokens, peaks="peaks", runs="runs"), k))
 
     def close(self) -> None:
         """Free its memory; the next query opens it again."""

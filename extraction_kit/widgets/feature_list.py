@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from extraction_kit.catalog.listing import CHANGE, LABEL, Listing
-from extraction_kit.catalog.reading import texts_of
+from extraction_kit.catalog.texts import texts_of
 from extraction_kit.errors import BadQuery
 from extraction_kit.widgets import payload, words
 from extraction_kit.widgets.browsed import Browsed

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from extraction_kit.catalog.asking import manifest_of
 from extraction_kit.catalog.listing import MEASURES
-from extraction_kit.catalog.reading import texts_of, why_absent
+from extraction_kit.catalog.reading import why_absent
 from extraction_kit.catalog.sorted_file import published
 from extraction_kit.catalog.tables import (
     EXAMPLES,
@@ -19,6 +19,7 @@ from extraction_kit.catalog.tables import (
     TOKENS,
     Table,
 )
+from extraction_kit.catalog.texts import texts_of
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.errors import BadQuery, ResultsDamaged
 from extraction_kit.results import GROUPS, KINDS, SIGNS, feature_number
