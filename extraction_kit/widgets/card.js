@@ -169,7 +169,7 @@ function refusalParts(view, now) {
     first,
     where ? el("div", "", "The results are in ", where) : null,
     el("div", "xk-want", view.deleted_at ? "Look at what was found:" : "Look at what was found: Open features, or in a cell"),
-    snippet("run.features()"),
+    snippet("run.browse()"),
     el("div", "xk-want", "Compute it anew, as a further generation:"),
     snippet(`run = ws.launch("${id}", ..., generation=${view.generation + 1})`),
   ].filter((part) => part != null);

@@ -361,8 +361,9 @@ def test_a_cancel_on_its_way_is_not_sent_twice(stub, given):
 
 
 def test_launch_on_a_completed_run_refuses_the_mouse(stub, given):
-    made = stub(given.completed())
+    made = stub(given.completed(n_refusals=2))  # of other launches: no matter of this card
     expect(made.page.get_by_text("Launch refused.")).to_be_hidden()
+    expect(made.page.locator(".xk-story")).to_contain_text("Completed 2026-11-23 21:16")
     made.click("Launch")
     assert made.acts() == []
     refusal = made.page.locator(".xk-refusal")
@@ -371,7 +372,7 @@ def test_launch_on_a_completed_run_refuses_the_mouse(stub, given):
         "2026-11-23 21:16",
         "anna@lab-7",
         "/home/anna/sae/.extraction_kit/results/run_id=9f2c11d07a3be845",
-        "run.features()",
+        "run.browse()",
         'run = ws.launch("smollm2-l15-topk32", ..., generation=2)',
     ):
         expect(refusal).to_contain_text(words)
