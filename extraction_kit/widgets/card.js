@@ -4,6 +4,7 @@
 const ACTIVE = ["requested", "queued", "extracting", "publishing"];
 const HELLO_MS = 10_000;
 const STALE_BEATS = 3;
+const TWICE_MS = 500; // between the two clicks of a double click
 const WINDOW_S = 60; // what "recent" means for speed and time left
 const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending…", features: "Opening…" };
 const DONE = { cancel: "Cancel", resume: "Resume", launch: "Launch", features: "Open features" };
@@ -183,6 +184,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
   let receivedAt = Date.now();
   let skew = (message.now ?? receivedAt / 1000) - receivedAt / 1000;
   let pending = null; // {id, name, at}
+  let sentAt = -Infinity; // what changes the run, unless it was refused
   let answer = null; // {text, ok, state}
   let rate = null;
   let insisted = false; // the refusal was asked for
@@ -200,7 +202,9 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
     requestAnimationFrame(() => (ui.live.textContent = text));
   }
 
-  function press(name) {
+  // A double click is one: its second click may meet the button that took the place of the first.
+  function press(name, { detail: byMouse }) {
+    if (byMouse && Date.now() - sentAt < TWICE_MS) return;
     const view = message.view;
     if (name === "features") return features.press();
     const reason = whyNot(view, name);
@@ -220,6 +224,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
   function send(name) {
     if (pending) return;
     answer = null;
+    if (name !== "features") sentAt = Date.now();
     pending = { id: randomId(), name, at: Date.now(), text: "" };
     setTimeout(draw, BUSY_AFTER_MS + 10);
     if (!post(model, { kind: "act", id: pending.id, name })) {
@@ -247,7 +252,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
     for (const name of legal) {
       if (!buttons.has(name)) {
         const button = attrs(el("button", "xk-act"), { ...KEEP, type: "button" });
-        button.addEventListener("click", () => press(name));
+        button.addEventListener("click", (event) => press(name, event));
         buttons.set(name, button);
         ui.acts.append(button);
       }
@@ -452,6 +457,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
     const text = content.reason || (content.ok ? `${DONE[name]} accepted.` : `${DONE[name]} did not work.`);
     answer = shown ? null : { text, ok: content.ok, state: message.view.state };
     pending = null;
+    if (!content.ok) sentAt = -Infinity; // it may be tried again
     if (shown) features.acknowledged(content.browser);
     else if (!content.ok) announce(text);
     draw();

@@ -323,6 +323,25 @@ def test_one_click_sends_one_message_until_it_is_answered(stub, given, *, state,
     expect(made.page.get_by_text("accepted.")).to_be_visible()
 
 
+def test_a_double_click_on_cancel_does_not_resume_what_it_cancelled(stub, given):
+    made = stub(given.view("queued"))
+    made.page.clock.pause_at(given.t0 + timedelta(seconds=60))
+    made.click("Cancel")
+    made.ack()
+    made.page.clock.run_for(300)
+    made.button("Cancel").click()  # the news are still on their way
+    made.push(given.view("cancelled"))
+    made.button("Resume").click()  # it stands where Cancel stood
+    assert [act["name"] for act in made.acts()] == ["cancel"]
+    made.button("Resume").press("Enter")  # no part of a double click
+    assert [act["name"] for act in made.acts()] == ["cancel", "resume"]
+    made.ack()
+    made.push(given.view("queued"))
+    made.page.clock.run_for(600)
+    made.click("Cancel")
+    assert [act["name"] for act in made.acts()] == ["cancel", "resume", "cancel"]
+
+
 def test_after_700_ms_the_card_says_that_the_kernel_is_busy(stub, given):
     made = stub(given.running())
     made.click("Cancel")
