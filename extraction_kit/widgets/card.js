@@ -356,7 +356,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
       const since = waited >= 5 ? ` ${clock(waited)} ago` : "";
       text = `${DONE[pending.name]} sent${since} — waiting for the kernel`;
       text += " (busy running a cell?)";
-    } else if (answer && (!answer.ok || answer.state === view.state)) {
+    } else if (answer) {
       text = answer.text;
       tone = answer.ok ? "info" : "bad";
     }
@@ -438,6 +438,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
     skew = (message.now ?? receivedAt / 1000) - receivedAt / 1000;
     features.received(message);
     const view = message.view;
+    if (answer?.ok && answer.state !== view?.state) answer = null;
     if (view?.state === "extracting") rate = measure(samples, view, message.now);
     draw();
   }

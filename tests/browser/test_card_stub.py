@@ -362,6 +362,17 @@ def test_a_refused_act_shows_the_reason_and_can_be_tried_again(stub, given):
     assert len(made.acts()) == 2
 
 
+def test_an_answer_is_not_shown_again_when_the_same_state_comes_back(stub, given):
+    made = stub(given.view("cancelled"))
+    made.click("Resume")
+    made.ack()
+    expect(made.page.get_by_text("Resume accepted.")).to_be_visible()
+    made.push(given.view("queued"))
+    made.push(given.view("cancelled"))  # by somebody else
+    expect(made.button("Resume")).to_be_visible()
+    expect(made.page.get_by_text("Resume accepted.")).to_be_hidden()
+
+
 def test_an_answer_to_somebody_else_changes_nothing(stub, given):
     made = stub(given.running())
     made.click("Cancel")
