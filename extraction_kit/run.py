@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import Generator, Mapping
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
-from extraction_kit import status, widgets
+from extraction_kit import labelling, status, widgets
 from extraction_kit.errors import RunFailed, RunRefused, WaitTimeout
+from extraction_kit.labelling import KEPT, Kept
 from extraction_kit.lifecycle import ACTIVE, ENDED, RunState
 from extraction_kit.status import Explanation
 from extraction_kit.watcher import RecordedResult, Watcher
@@ -75,11 +76,14 @@ class Run(RecordedResult):
 
         Where the handle is the value of the same cell, the card is not shown twice.
         """
+        self._show_while_waiting()
+        return self.wait()
+
+    def _show_while_waiting(self) -> None:
         if not widgets.static_only():  # a static card shows the end, not the beginning
             self._watched_in = widgets.cell_number()
         if self._watched_in is not None:
             self.show()
-        return self.wait()
 
     def __await__(self) -> Generator[Any, None, Self]:
         """Wait without blocking the kernel: ``await run``; clicks on the card work."""
@@ -112,6 +116,8 @@ class Run(RecordedResult):
     def result(self, timeout_s: float | None = None) -> Mapping[str, Any]:
         """Wait for the end and return the published manifest: numbers and provenance.
 
+        In a notebook the live card is shown while there is something to wait for.
+
         Raises
         ------
         RunFailed
@@ -119,6 +125,8 @@ class Run(RecordedResult):
         WaitTimeout
             As in :meth:`wait`.
         """
+        if not self.done():
+            self._show_while_waiting()
         run = self.wait(timeout_s).view
         if run.state is RunState.COMPLETED:
             return self._manifest()
@@ -175,6 +183,26 @@ class Run(RecordedResult):
         """
         self._watcher.delete(self.run_id)
         return self
+
+    # --- labels -----------------------------------------------------------------------------
+
+    def label(
+        self,
+        feature: SupportsIndex,
+        *,
+        name: str | Kept | None = KEPT,
+        description: str | Kept | None = KEPT,
+        source: str | None = None,
+    ) -> None:
+        """Name or describe a feature: ``ws.label`` with the training of this run."""
+        labelling.label(
+            self._watcher.bench,
+            self.view.training_id,
+            feature,
+            name=name,
+            description=description,
+            source=source,
+        )
 
     # --- shown ------------------------------------------------------------------------------
 

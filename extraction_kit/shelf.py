@@ -34,10 +34,10 @@ class TrainingRuns:
         )
 
     def __repr__(self) -> str:
-        """Return the training and one line per run."""
+        """Return the training and one line per run, which begins with its id."""
         sae, hook = self.training.sae, self.training.hookpoint
         head = (
             f"<training {self.training.training_id}: {sae.architecture}, {sae.d_sae:,} "
             f"features at {hook.hook_name}, {len(self.runs)} runs>"
         )
-        return "\n  ".join([head, *map(repr, self.runs)])
+        return "\n  ".join([head, *(f"{run.run_id}  {run!r}" for run in self.runs)])

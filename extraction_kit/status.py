@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from extraction_kit import disk, embedded, refusals
+from extraction_kit import disk, embedded
 from extraction_kit.checkpoints import newest_meta
 from extraction_kit.jobqueue import Evidence
 from extraction_kit.ledger import events, records
@@ -111,9 +111,6 @@ def _view(
         cancel_requested=run.cancel_requested,
         results_bytes=run.results_bytes,
         deleted_at=run.deleted_at,
-        refusal=str(refusals.of_launch(run))
-        if n_refusals and run.state not in ACTIVE
-        else None,
         n_refusals=n_refusals,
         findings=tuple(_findings(bench, run, working)),
         advice=_advice(run, checkpoint),

@@ -136,7 +136,7 @@ class RunView:
     cancel_requested: bool = False
     results_bytes: int | None = None  # of its published files
     deleted_at: datetime | None = None  # by a person; the state stays what it was
-    refusal: str | None = None  # why the last launch was refused, for this handle
+    refusal: str | None = None  # why the launch of the handle that shows it was refused
     n_refusals: int = 0
     findings: tuple[str, ...] = ()  # stuck, no supervisor, server unreachable, ...
     advice: str = ""  # the next thing to type

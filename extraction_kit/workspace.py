@@ -125,6 +125,10 @@ class Workspace(Curated):
         """Return a registered training."""
         return self._bench.training(training_id)
 
+    def trainings(self) -> "duckdb.DuckDBPyRelation":
+        """Return all registered trainings as a relation, the newest first."""
+        return self.sql("FROM trainings ORDER BY created_at DESC, training_id")
+
     # --- launch ---
 
     def corpus(

@@ -57,7 +57,10 @@ class Exports:
         examples ``top`` and of the four octaves. The histogram has 50 equal bins, for which
         the tokens within each 1/8 octave are taken to lie evenly. Absent, because the run
         does not measure them: correlations, neuron alignment, the histogram of all logits,
-        and the share of tokens in an octave. Importing it twice adds nothing.
+        and the share of tokens in an octave. Labels are explanations by the creator, name
+        before description (``explanations/batch-0.jsonl.gz``); Neuronpedia shows them with
+        the feature, its search by meaning needs embeddings, which are not made here.
+        Importing it twice adds nothing.
 
         Parameters
         ----------
@@ -90,7 +93,13 @@ class Exports:
             creator_name=creator_name,
             description=source_set if description is None else description,
         )
-        return neuronpedia.write(self._files, path, source=source, features=features)
+        return neuronpedia.write(
+            self._files,
+            path,
+            source=source,
+            features=features,
+            labels=self._labels() or {},
+        )
 
     def circuit_tracer(
         self,

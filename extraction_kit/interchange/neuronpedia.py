@@ -7,7 +7,8 @@ skipped), ``apps/webapp/prisma/schema.prisma`` (columns, types, what may be abse
 ``apps/webapp/components/feature-stats.tsx`` and ``activations-list.tsx`` (histogram,
 intervals), ``utils/neuronpedia-utils/neuronpedia_utils/
 convert-saedashboard-to-neuronpedia-export.py`` (the values that Neuronpedia's own converter
-writes where a column is required that says nothing of an SAE).
+writes where a column is required that says nothing of an SAE), ``apps/webapp/lib/db/
+explanation.ts`` (the columns of an explanation that a person writes).
 """
 
 import gzip
@@ -23,6 +24,7 @@ from extraction_kit.catalog.bulk import FeatureRecord, ResultFiles, chosen, has,
 from extraction_kit.catalog.tables import LOGITS, NEIGHBOURS
 from extraction_kit.errors import BadExport
 from extraction_kit.interchange.histograms import band, equal_bins, middles
+from extraction_kit.interchange.tables import Labels
 from extraction_kit.interchange.writing import new_folder, short
 from extraction_kit.results import N_BANDS
 
@@ -69,6 +71,7 @@ def write(
     *,
     source: Source,
     features: Iterable[SupportsIndex] | None,
+    labels: Labels,
 ) -> Path:
     """Write the folder; return where it is. See `Exports.neuronpedia`."""
     wanted = chosen(files, features)
@@ -88,6 +91,10 @@ def write(
             activations = [row for each in batch for row in _activations(each, source, key)]
             if activations:  # a file without a line stops the import
                 _write_lines(folder / "activations" / name, activations)
+        said = [_explanation(i, labels[i], source) for i in wanted if i in labels]
+        if said:
+            (folder / "explanations").mkdir()
+            _write_lines(folder / "explanations" / "batch-0.jsonl.gz", said)
     return final
 
 
@@ -194,9 +201,24 @@ def _activations(
             }
 
 
-def _id(source: Source, *example: str | int) -> str:
-    """Return the same id for the same example each time: known ones are skipped."""
-    parts = (source.model_id, source.source_id, *example)
+def _explanation(
+    feature: int, label: tuple[str | None, str | None], source: Source
+) -> dict[str, Any]:
+    """Return a label as the explanation of a person: without a method and a model."""
+    text = ": ".join(filter(None, label))
+    return {
+        "id": _id(source, "label", feature, text),
+        "modelId": source.model_id,
+        "layer": source.source_id,
+        "index": str(feature),
+        "description": text,
+        "authorId": source.creator_id,
+    }
+
+
+def _id(source: Source, *what: str | int) -> str:
+    """Return the same id for the same thing each time: known ones are skipped."""
+    parts = (source.model_id, source.source_id, *what)
     return "xk" + hashlib.sha256(repr(parts).encode()).hexdigest()[:30]
 
 

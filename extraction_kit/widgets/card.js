@@ -4,6 +4,7 @@
 const ACTIVE = ["requested", "queued", "extracting", "publishing"];
 const HELLO_MS = 10_000;
 const STALE_BEATS = 3;
+const TWICE_MS = 500; // between the two clicks of a double click
 const WINDOW_S = 60; // what "recent" means for speed and time left
 const DOING = { cancel: "Cancelling…", resume: "Resuming…", launch: "Sending…", features: "Opening…" };
 const DONE = { cancel: "Cancel", resume: "Resume", launch: "Launch", features: "Open features" };
@@ -169,7 +170,7 @@ function refusalParts(view, now) {
     first,
     where ? el("div", "", "The results are in ", where) : null,
     el("div", "xk-want", view.deleted_at ? "Look at what was found:" : "Look at what was found: Open features, or in a cell"),
-    snippet("run.features()"),
+    snippet("run.browse()"),
     el("div", "xk-want", "Compute it anew, as a further generation:"),
     snippet(`run = ws.launch("${id}", ..., generation=${view.generation + 1})`),
   ].filter((part) => part != null);
@@ -183,6 +184,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
   let receivedAt = Date.now();
   let skew = (message.now ?? receivedAt / 1000) - receivedAt / 1000;
   let pending = null; // {id, name, at}
+  let sentAt = -Infinity; // what changes the run, unless it was refused
   let answer = null; // {text, ok, state}
   let rate = null;
   let insisted = false; // the refusal was asked for
@@ -200,7 +202,9 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
     requestAnimationFrame(() => (ui.live.textContent = text));
   }
 
-  function press(name) {
+  // A double click is one: its second click may meet the button that took the place of the first.
+  function press(name, { detail: byMouse }) {
+    if (byMouse && Date.now() - sentAt < TWICE_MS) return;
     const view = message.view;
     if (name === "features") return features.press();
     const reason = whyNot(view, name);
@@ -220,6 +224,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
   function send(name) {
     if (pending) return;
     answer = null;
+    if (name !== "features") sentAt = Date.now();
     pending = { id: randomId(), name, at: Date.now(), text: "" };
     setTimeout(draw, BUSY_AFTER_MS + 10);
     if (!post(model, { kind: "act", id: pending.id, name })) {
@@ -247,7 +252,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
     for (const name of legal) {
       if (!buttons.has(name)) {
         const button = attrs(el("button", "xk-act"), { ...KEEP, type: "button" });
-        button.addEventListener("click", () => press(name));
+        button.addEventListener("click", (event) => press(name, event));
         buttons.set(name, button);
         ui.acts.append(button);
       }
@@ -351,7 +356,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
       const since = waited >= 5 ? ` ${clock(waited)} ago` : "";
       text = `${DONE[pending.name]} sent${since} — waiting for the kernel`;
       text += " (busy running a cell?)";
-    } else if (answer && (!answer.ok || answer.state === view.state)) {
+    } else if (answer) {
       text = answer.text;
       tone = answer.ok ? "info" : "bad";
     }
@@ -433,6 +438,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
     skew = (message.now ?? receivedAt / 1000) - receivedAt / 1000;
     features.received(message);
     const view = message.view;
+    if (answer?.ok && answer.state !== view?.state) answer = null;
     if (view?.state === "extracting") rate = measure(samples, view, message.now);
     draw();
   }
@@ -452,6 +458,7 @@ function renderCard({ model, el: host, signal, host: widgets, openFeatures }) {
     const text = content.reason || (content.ok ? `${DONE[name]} accepted.` : `${DONE[name]} did not work.`);
     answer = shown ? null : { text, ok: content.ok, state: message.view.state };
     pending = null;
+    if (!content.ok) sentAt = -Infinity; // it may be tried again
     if (shown) features.acknowledged(content.browser);
     else if (!content.ok) announce(text);
     draw();

@@ -60,8 +60,7 @@ def act(
     Returns
     -------
     tuple of (bool, str)
-        Whether it was done, and the words for the person: the advice of the run as it
-        stands now, or why not.
+        Whether it was done, and why not.
     """
     acts: Mapping[str, Callable[[str], RunView]] = {
         "launch": source.relaunch,
@@ -72,10 +71,8 @@ def act(
     if chosen is None:
         allowed = ", ".join([*acts, *beside])
         return False, f"unknown action {name!r}; allowed are {allowed}"
-    view, reason = tried(f"{name} of run {run_id}", lambda: chosen(run_id))
-    if view is None:
-        return False, reason or ""
-    return True, view.refusal or ""
+    _, reason = tried(f"{name} of run {run_id}", lambda: chosen(run_id))
+    return reason is None, reason or ""
 
 
 class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
@@ -116,7 +113,7 @@ class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
         else:
             watch, beside = self._watch, ("features", "close")
             ok, reason = act(watch.source, watch.run_id, name, beside=beside)
-            self._answer(asked, None if ok else reason, said=reason)
+            self._answer(asked, None if ok else reason)
         self._hub.wake(self._watch)
 
     def _begin_opening(self, asked: object) -> None:
@@ -145,11 +142,9 @@ class RunCard(anywidget.AnyWidget):  # type: ignore[misc]
         self._answer(asked)
         self._hub.watch(self._watch)
 
-    def _answer(
-        self, asked: object, reason: str | None = None, *, said: str = "", **more: object
-    ) -> None:
+    def _answer(self, asked: object, reason: str | None = None, **more: object) -> None:
         """Acknowledge; `reason`: why it was not done."""
-        done = {"ok": reason is None, "reason": reason or said}
+        done = {"ok": reason is None, "reason": reason or ""}
         self._tell({"kind": "ack", "id": asked, **done, **more})
 
     def _tell(self, content: dict[str, Any]) -> None:

@@ -36,8 +36,7 @@ def read_details(source: RunSource, view: RunView) -> Details:
 
 def show_static(source: RunSource, run_id: str, *, refusal: str | None) -> None:
     """Display ``text/html`` and ``text/plain`` only."""
-    view = source.view(run_id)
-    _display_static(replace(view, refusal=refusal or view.refusal), source)
+    _display_static(replace(source.view(run_id), refusal=refusal), source)
 
 
 def _display_static(view: RunView, source: RunSource) -> None:
@@ -49,8 +48,7 @@ def show_live(
     source: RunSource, run_id: str, *, refusal: str | None, freeze: bool
 ) -> RunCard | None:
     """Display a live card with its static fallback; the latter alone without a kernel."""
-    view = source.view(run_id)
-    view = replace(view, refusal=refusal or view.refusal)
+    view = replace(source.view(run_id), refusal=refusal)
     shell = get_ipython()
     if getattr(shell, "kernel", None) is None:
         _display_static(view, source)

@@ -202,7 +202,7 @@ def _completed(view: RunView, *, reproducible: bool) -> Iterable[str]:
     yield (
         '<details style="margin-top:6px"><summary>Launch again?</summary>'
         "Refused: a completed run is never computed again and never changes. "
-        f"To look at what was found: {_code('run.features()')}. "
+        f"To look at what was found: {_code('run.browse()')}. "
         f"To compute it anew as a further generation: {_code(again)}</details>"
     )
 

@@ -323,6 +323,25 @@ def test_one_click_sends_one_message_until_it_is_answered(stub, given, *, state,
     expect(made.page.get_by_text("accepted.")).to_be_visible()
 
 
+def test_a_double_click_on_cancel_does_not_resume_what_it_cancelled(stub, given):
+    made = stub(given.view("queued"))
+    made.page.clock.pause_at(given.t0 + timedelta(seconds=60))
+    made.click("Cancel")
+    made.ack()
+    made.page.clock.run_for(300)
+    made.button("Cancel").click()  # the news are still on their way
+    made.push(given.view("cancelled"))
+    made.button("Resume").click()  # it stands where Cancel stood
+    assert [act["name"] for act in made.acts()] == ["cancel"]
+    made.button("Resume").press("Enter")  # no part of a double click
+    assert [act["name"] for act in made.acts()] == ["cancel", "resume"]
+    made.ack()
+    made.push(given.view("queued"))
+    made.page.clock.run_for(600)
+    made.click("Cancel")
+    assert [act["name"] for act in made.acts()] == ["cancel", "resume", "cancel"]
+
+
 def test_after_700_ms_the_card_says_that_the_kernel_is_busy(stub, given):
     made = stub(given.running())
     made.click("Cancel")
@@ -343,6 +362,17 @@ def test_a_refused_act_shows_the_reason_and_can_be_tried_again(stub, given):
     assert len(made.acts()) == 2
 
 
+def test_an_answer_is_not_shown_again_when_the_same_state_comes_back(stub, given):
+    made = stub(given.view("cancelled"))
+    made.click("Resume")
+    made.ack()
+    expect(made.page.get_by_text("Resume accepted.")).to_be_visible()
+    made.push(given.view("queued"))
+    made.push(given.view("cancelled"))  # by somebody else
+    expect(made.button("Resume")).to_be_visible()
+    expect(made.page.get_by_text("Resume accepted.")).to_be_hidden()
+
+
 def test_an_answer_to_somebody_else_changes_nothing(stub, given):
     made = stub(given.running())
     made.click("Cancel")
@@ -361,8 +391,9 @@ def test_a_cancel_on_its_way_is_not_sent_twice(stub, given):
 
 
 def test_launch_on_a_completed_run_refuses_the_mouse(stub, given):
-    made = stub(given.completed())
+    made = stub(given.completed(n_refusals=2))  # of other launches: no matter of this card
     expect(made.page.get_by_text("Launch refused.")).to_be_hidden()
+    expect(made.page.locator(".xk-story")).to_contain_text("Completed 2026-11-23 21:16")
     made.click("Launch")
     assert made.acts() == []
     refusal = made.page.locator(".xk-refusal")
@@ -371,7 +402,7 @@ def test_launch_on_a_completed_run_refuses_the_mouse(stub, given):
         "2026-11-23 21:16",
         "anna@lab-7",
         "/home/anna/sae/.extraction_kit/results/run_id=9f2c11d07a3be845",
-        "run.features()",
+        "run.browse()",
         'run = ws.launch("smollm2-l15-topk32", ..., generation=2)',
     ):
         expect(refusal).to_contain_text(words)

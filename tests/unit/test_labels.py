@@ -57,6 +57,20 @@ def test_the_newest_change_counts_and_every_one_is_kept(lab):
     assert {row[-1] for row in history.fetchall()} == {lab.bench.mover().name}
 
 
+def test_a_run_labels_the_features_of_its_training(sqlite):
+    run = sqlite.ws.run(sqlite.run_id)
+    run.label(5, name="dates", source="me")
+    assert said(sqlite) == [(5, "dates", None, "me")]
+    run.label(5, description="of history")
+    assert said(sqlite) == [(5, "dates", "of history", None)]
+    run.label(5, name=None, description=None)
+    assert said(sqlite) == []
+    with pytest.raises(UnknownFeature):
+        run.label(16, name="dates")
+    with pytest.raises(BadLabel, match="nothing is said of it"):
+        run.label(5)
+
+
 def test_the_same_again_is_no_change_and_none_takes_one_text_away(sqlite):
     lab = sqlite
     for _ in range(3):

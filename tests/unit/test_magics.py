@@ -16,6 +16,7 @@ from extraction_kit.errors import (
     BadInput,
     UnknownRun,
     UnknownTraining,
+    WaitTimeout,
 )
 from extraction_kit.ledger.transitions import Target, move
 from extraction_kit.lifecycle import Move
@@ -234,6 +235,32 @@ def test_a_cell_that_waits_shows_its_card_once(lab, monkeypatch):
     monkeypatch.setattr(widgets, "cell_number", lambda: 8)
     run._ipython_display_()
     assert shown == ["card", "card"]
+
+
+def test_a_cell_that_waits_for_a_result_shows_its_card(lab, monkeypatch):
+    shown = []
+    monkeypatch.setattr(widgets, "show", lambda *_, **__: shown.append("card"))
+    for n_cards, cell in ((0, None), (1, 7)):  # in a script, in a notebook
+        monkeypatch.setattr(widgets, "cell_number", lambda cell=cell: cell)
+        with pytest.raises(WaitTimeout):
+            lab.ws.run(lab.active).result(timeout_s=0)
+        assert len(shown) == n_cards
+    assert lab.ws.run(lab.done).result()["summary"]
+    assert len(shown) == 1  # there was nothing to wait for
+
+
+def test_a_training_lists_its_runs_by_their_ids(lab):
+    lines = repr(lab.ws["gpt2-l6"]).splitlines()
+    runs = [line.split(maxsplit=1) for line in lines[1:]]
+    assert [[one.run_id, repr(one)] for one in lab.ws["gpt2-l6"].runs] == runs
+    assert {lab.done, lab.active} <= {run_id for run_id, _ in runs}
+
+
+def test_trainings_are_a_relation_as_runs_are(lab):
+    found = lab.ws.trainings()
+    assert {row[0] for row in found.fetchall()} == set(lab.ws._ipython_key_completions_())
+    at = [row[0] for row in found.project("created_at").fetchall()]
+    assert at == sorted(at, reverse=True)
 
 
 # --- completion -----------------------------------------------------------------------------

@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from extraction_kit import service
 from extraction_kit.catalog.tables import FEATURES
+from extraction_kit.run import Run
+from extraction_kit.widgets import display
 from extraction_kit.widgets.card import RunCard
 from extraction_kit.widgets.hub import Hub, Watch
 from tests.results_to_browse import write_result
@@ -148,6 +151,25 @@ def refused(shown):
     assert shown.browsers == {}
     assert not shown.watch.opening
     return answer["reason"]
+
+
+def test_a_card_tells_of_a_refusal_only_where_its_own_launch_was_refused(
+    lab, source, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(display, "display", lambda bundle, **_: shown.append(bundle))
+    run_id = lab.completed()
+    refusal = service.launch(lab.bench, lab.content()).refusal  # somebody's, in some cell
+    Run(source, run_id, refusal=refusal).show()
+    lab.ws.run(run_id).show()
+    launched, only_shown = (bundle["text/html"] for bundle in shown)
+    assert "<strong>Refused:" in launched
+    assert "<strong>Refused:" not in only_shown
+    assert "Completed <time" in only_shown
+    assert str(lab.folder(run_id)) in only_shown
+    assert "<bdi>refused</bdi>" in only_shown  # on demand, in what happened
+    view = lab.ws.run(run_id).view
+    assert (view.refusal, view.n_refusals) == (None, 1)
 
 
 def test_an_act_that_is_none_names_those_that_are(lab, hub):

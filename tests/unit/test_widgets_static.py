@@ -111,7 +111,7 @@ def test_a_completed_card_says_what_was_found_when_by_whom_and_where():
         "41 (2 %) dead",
         "feature 1187",
         "never computed again",
-        "run.features()",
+        "run.browse()",
         'ws.launch("t-7f3a", ..., generation=2)',
     ):
         assert part in text

@@ -1,6 +1,7 @@
 """Tables and reports, and what holds for every format."""
 
 import csv
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -180,3 +181,8 @@ def test_a_workspaces_exports_say_what_a_feature_is_called(tmp_path):
     assert (rows["0"]["label"], rows["0"]["description"]) == ("", "")
     columns = pq.read_table(run.export.parquet(tmp_path / "p") / "features.parquet")
     assert columns.column_names[-2:] == ["label", "description"]
+
+    np_ = run.export.neuronpedia(tmp_path / "np", model_id="tiny", source_set="res-16")
+    [file] = np_.rglob("explanations/*")
+    said = json.loads(gzip.decompress(file.read_bytes()))
+    assert (said["index"], said["description"]) == ("1", "dates <b>: years & months")

@@ -6,11 +6,13 @@ does to a file what `lib/db/import.ts` does: the columns of the first line decid
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from extraction_kit.errors import BadExport, UnknownFeature
+from extraction_kit.interchange import Exports
 from extraction_kit.results import bin_edges
 
 NAMES = {"model_id": "tiny", "source_set": "res-48"}
@@ -27,6 +29,10 @@ ACTIVATION = {
     "creatorId": str, "maxValue": float, "maxValueTokenIndex": int, "minValue": float,
     "values": NUMBERS, "binMin": float, "binMax": float, "binContains": float,
     "qualifyingTokenIndex": int,
+}  # fmt: skip
+EXPLANATION = {  # all of these are required and have no default in the database
+    "id": str, "modelId": str, "layer": str, "index": str, "description": str,
+    "authorId": str,
 }  # fmt: skip
 MAY_BE_NULL = {
     "binMin",
@@ -169,6 +175,28 @@ def test_importing_twice_adds_nothing_and_other_names_clash_with_nothing(
     again = run.export.neuronpedia(tmp_path / "c", **NAMES)
     path = again / "tiny" / "1-res-48" / "activations" / "batch-0.jsonl.gz"
     assert [row["id"] for row in load(path, ACTIVATION)] == ids
+
+
+def test_labels_are_explanations_by_a_person(run, root, tmp_path):
+    assert not (root / "explanations").exists()  # a file without a line stops the import
+    labels = {2: ("dates", "of\nhistory"), 5: (None, "colons"), 7: ("not asked for", None)}
+    exports = Exports(run.export._files, labels=lambda: labels)
+    first, second = (
+        exports.neuronpedia(tmp_path / name, **NAMES, features=[5, 1, 2]) for name in "ab"
+    )
+    file = Path("tiny", "1-res-48", "explanations", "batch-0.jsonl.gz")
+    rows = load(first / file, EXPLANATION)
+    assert {row["index"]: row["description"] for row in rows} == {
+        "2": "dates: of\nhistory",
+        "5": "colons",
+    }
+    [neuron, *_] = load(root / "features" / "batch-0.jsonl.gz", NEURON)
+    for row in rows:
+        assert row.keys() == EXPLANATION.keys()
+        assert (row["modelId"], row["layer"]) == (neuron["modelId"], neuron["layer"])
+        assert row["authorId"] == neuron["creatorId"]
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert load(second / file, EXPLANATION) == rows
 
 
 def test_a_dead_feature_alone_makes_no_file_that_stops_the_import(run, tmp_path):
