@@ -30,7 +30,10 @@ def bring_to(stage, phase):
         stage.launch()
     pid = until(lambda: stage.script.pid_at(place), f"somebody at {place!r}")
     assert pid == (stage.worker() if phase in UNCLAIMED else stage.job())
-    assert stage.state() is state, stage.run().explain()
+    found = stage.state()
+    # The worker looks each second, and records what is in place: on a busy machine before us.
+    seen_already = phase == "renamed" and found is RunState.COMPLETED
+    assert found is state or seen_already, stage.run().explain()
 
 
 def _launch_and_crash(stage):
