@@ -19,7 +19,7 @@ pytestmark = pytest.mark.demo
 
 ROOT = Path(__file__).parents[2]
 PARTS = ROOT / "build" / "demo-parts"
-N_TOKENS = "40000"
+N_TOKENS = "20000"
 
 
 def demo(workspace, *arguments):
