@@ -18,7 +18,10 @@ PIP_OPTIONS := --quiet --no-input --disable-pip-version-check
 PYTEST := $(PY) -m pytest
 # Many tests at once; one thread each, or those of one test would take the others' cores.
 # `make test ARGS="-n 0"` runs them one after the other.
-AT_ONCE := env OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
+ONE_EACH := env OMP_NUM_THREADS=1 $(PYTEST) --maxprocesses 4
+# One more than there are cores: many tests wait for processes that they started.
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+AT_ONCE := $(ONE_EACH) -n $(shell expr $(CORES) + 1) --dist worksteal
 ARGS ?=
 
 # The model of the demo is read with the `gguf` package: llama-cpp-python, which this wheel
@@ -62,7 +65,7 @@ mutants: $(STAMP) ## Break each guard of the protocol in turn; show which tests 
 
 # The tests of a file share a JupyterLab, or a page's files.
 test-browser: $(STAMP) ## Run the browser tests (they need Chromium)
-	$(AT_ONCE) --dist loadfile -m "browser and not slow" tests $(ARGS)
+	$(ONE_EACH) -n auto --dist loadfile -m "browser and not slow" tests $(ARGS)
 
 # The libraries that train SAEs, with this package, in an environment of their own: no test of
 # this package needs them, and they draw in some 100 packages.

@@ -25,12 +25,6 @@ SKIPS_ALLOWED_IN_CI: tuple[str, ...] = ()
 """How the reason of a skip may begin when ``CI`` is set: regular expressions, each with a why."""
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """Return how many tests run at once: many wait for processes that they started."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport():
     """Judge the report of one test phase."""
