@@ -59,7 +59,7 @@ def outcome(made):
 def says(made, *texts):
     for text in texts:
         made.until(
-            lambda text=text: expect(outcome(made)).to_contain_text(text, timeout=50)
+            lambda text=text: expect(outcome(made)).to_contain_text(text, timeout=300)
         )
 
 
@@ -102,13 +102,13 @@ def test_a_new_run_is_foreseen_then_launched_then_attached_to(opened, ws, tiny, 
     made.until(lambda: len(made.rows()) == 1)
     (run_id,) = made.rows()
     row = made.row(run_id)
-    made.until(lambda: expect(row).to_have_attribute("aria-selected", "true", timeout=50))
+    made.until(lambda: expect(row).to_have_attribute("aria-selected", "true", timeout=300))
     assert ws.run(run_id).state is RunState.REQUESTED
     assert [act["wish"]["training_id"] for act in made.acts()] == ["tiny"]
     says(made, f"Attaches to run {run_id[:8]}", "under way")
     launch(made).click()
     made.until(lambda: len(made.acts()) == 2)
-    made.until(lambda: expect(launch(made)).to_have_text("Attach", timeout=50))
+    made.until(lambda: expect(launch(made)).to_have_text("Attach", timeout=300))
     assert [view.run_id for view in ws.views()] == [run_id]
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_launched_is_told_in_the_form(opened, ws, tiny):
     made.button("Show this run").click()
     card = made.page.locator(".xk-card")
     made.until(
-        lambda: expect(card).to_have_attribute("data-state", "cancelled", timeout=50)
+        lambda: expect(card).to_have_attribute("data-state", "cancelled", timeout=300)
     )
     made.button("Show this run").click()  # it is shown: it stays
     expect(card).to_have_count(1)
@@ -321,7 +321,7 @@ def test_features_are_opened_of_one_completed_run_or_of_two_side_by_side(dashboa
     ).click()  # its card has the same button, which opens them in its place
     card = made.page.locator(".xk-card")
     made.until(
-        lambda: expect(card).to_have_attribute("data-state", "completed", timeout=50)
+        lambda: expect(card).to_have_attribute("data-state", "completed", timeout=300)
     )
     card.get_by_role("button", name="Open features").press("Enter")
     expect(card).to_have_count(0)

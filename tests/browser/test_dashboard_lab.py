@@ -40,7 +40,7 @@ def launched_once_from_the_form(book, board, stage, run):
     second = launch_from_the_form(board, run)
     row = board.locator(f'[data-run="{second}"]')
     expect(row).to_have_attribute("aria-selected", "true", timeout=30_000)
-    expect(row).to_have_attribute("data-state", "completed", timeout=60_000)
+    expect(row).to_have_attribute("data-state", "completed", timeout=120_000)
     # the form hears of it: the same launch is refused, and says why
     outcome = board.locator(".xk-outcome")
     expect(outcome).to_contain_text(f"Refused: run {second[:8]} is completed")
@@ -83,7 +83,7 @@ def test_a_run_of_another_process_is_seen_from_its_launch_to_its_end(notebook, s
     run = stage.launch(config=CONFIG)  # the kernel is not told
     row = board.locator(f'[data-run="{run.run_id}"]')
     expect(row).to_be_visible(timeout=10_000)
-    expect(row).to_have_attribute("data-state", "completed", timeout=60_000)
+    expect(row).to_have_attribute("data-state", "completed", timeout=120_000)
     expect(board.locator(".xk-facts")).to_contain_text("server answers", timeout=10_000)
     row.click()
     card = board.get_by_role("group", name="tiny")

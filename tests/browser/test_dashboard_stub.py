@@ -48,7 +48,7 @@ def chip(made, name):
 
 def shown(made, text):
     made.until(
-        lambda: expect(made.page.locator(".xk-shown")).to_have_text(text, timeout=50)
+        lambda: expect(made.page.locator(".xk-shown")).to_have_text(text, timeout=300)
     )
 
 
@@ -164,13 +164,13 @@ def test_progress_says_what_is_done_and_what_is_waited_for(dashboard, few):
     run_id = few.ids("extracting")[0]
     few.beat(run_id, 2, 0, phase="loading model", tokens_per_s=None)
     made.until(
-        lambda: expect(made.row(run_id)).to_contain_text("loading model", timeout=50)
+        lambda: expect(made.row(run_id)).to_contain_text("loading model", timeout=300)
     )
     expect(made.row(run_id).locator(".xk-percent")).to_have_text("0 %")
     few.beat(run_id, 3, 250_000, tokens_per_s=1000.0)
     made.until(
         lambda: expect(made.row(run_id).locator(".xk-percent")).to_have_text(
-            "25 %", timeout=50
+            "25 %", timeout=300
         )
     )
     expect(made.row(run_id).locator(".xk-c-left")).to_have_text(re.compile("^12:[23]"))
@@ -282,9 +282,9 @@ def test_a_change_in_the_ledger_reaches_the_page_and_is_announced(dashboard, few
     run_id = few.ids("queued")[0]
     training = next(row["training_id"] for row in few.rows if row["run_id"] == run_id)
     service.cancel(few.bench, run_id)
-    made.until(lambda: expect(made.row(run_id)).to_contain_text("Cancelled", timeout=50))
+    made.until(lambda: expect(made.row(run_id)).to_contain_text("Cancelled", timeout=300))
     live = made.page.get_by_role("status").first
-    made.until(lambda: expect(live).to_have_text(f"{training}: cancelled", timeout=50))
+    made.until(lambda: expect(live).to_have_text(f"{training}: cancelled", timeout=300))
 
 
 def test_a_new_run_appears_on_top(dashboard, tmp_path):
@@ -297,7 +297,7 @@ def test_a_new_run_appears_on_top(dashboard, tmp_path):
     made.until(lambda: made.rows() == [second, first])
     lab.publish(first)
     lab.recorded(first)
-    made.until(lambda: expect(made.row(first)).to_contain_text("Completed", timeout=50))
+    made.until(lambda: expect(made.row(first)).to_contain_text("Completed", timeout=300))
     lab.ws.run(first).delete()
     made.until(lambda: made.rows() == [second])
 
@@ -324,7 +324,7 @@ def test_a_lost_message_is_noticed_and_made_good(dashboard, few):
         made.until(
             lambda shown_percent=shown_percent, percent=percent: expect(
                 shown_percent
-            ).to_have_text(percent, timeout=50)
+            ).to_have_text(percent, timeout=300)
         )
 
 
@@ -337,7 +337,7 @@ def test_rows_do_not_jump_while_a_pointer_is_on_them(dashboard, few):
     few.beat(last, 2, 999_999)
     made.until(
         lambda: expect(made.row(last).locator(".xk-percent")).to_have_text(
-            "99 %", timeout=50
+            "99 %", timeout=300
         )
     )
     assert made.rows() == order
@@ -405,7 +405,7 @@ def test_selected_runs_are_cancelled_and_resumed_where_that_is_legal(dashboard, 
     for run_id in (queued, done):
         made.row(run_id).locator(".xk-c-check").click()
     made.button("Cancel 1").click()
-    made.until(lambda: expect(made.row(queued)).to_contain_text("Cancelled", timeout=50))
+    made.until(lambda: expect(made.row(queued)).to_contain_text("Cancelled", timeout=300))
     acts = made.acts()
     assert [(act["name"], act["run_id"]) for act in acts] == [("cancel", queued)]
     assert len({act["id"] for act in acts}) == 1
@@ -463,7 +463,7 @@ def test_an_extracting_run_stops_after_its_batch_and_the_row_says_so(dashboard, 
     made.button("Cancel 1").click()
     made.until(
         lambda: expect(made.row(run_id)).to_contain_text(
-            "stopping after this batch", timeout=50
+            "stopping after this batch", timeout=300
         )
     )
     expect(made.row(run_id)).to_contain_text("Cancelling…")
@@ -488,7 +488,7 @@ def test_a_completed_run_refuses_to_launch_as_its_card_does(dashboard, few):
     made.row(run_id).click()
     card = made.page.locator(".xk-card")
     made.until(
-        lambda: expect(card).to_have_attribute("data-state", "completed", timeout=50)
+        lambda: expect(card).to_have_attribute("data-state", "completed", timeout=300)
     )
     made.button("Launch").click(force=True)
     expect(card.locator(".xk-refusal")).to_contain_text("Launch refused. Completed since")
@@ -502,10 +502,10 @@ def test_an_open_run_shows_its_story_and_acts_like_its_card(dashboard, few):
     run_id = few.ids("queued")[0]
     made.row(run_id).click()
     card = made.page.locator(".xk-card")
-    made.until(lambda: expect(card).to_have_attribute("data-state", "queued", timeout=50))
+    made.until(lambda: expect(card).to_have_attribute("data-state", "queued", timeout=300))
     card.get_by_role("button", name="Cancel").click()
     made.until(
-        lambda: expect(card).to_have_attribute("data-state", "cancelled", timeout=50)
+        lambda: expect(card).to_have_attribute("data-state", "cancelled", timeout=300)
     )
     assert made.acts()[-1]["run_id"] == run_id
     card.get_by_text("What happened").click()
@@ -514,7 +514,7 @@ def test_an_open_run_shows_its_story_and_acts_like_its_card(dashboard, few):
     failed = few.ids("failed")[0]
     made.page.get_by_role("searchbox").fill(failed)
     made.row(failed).click()
-    made.until(lambda: expect(card).to_have_attribute("data-state", "failed", timeout=50))
+    made.until(lambda: expect(card).to_have_attribute("data-state", "failed", timeout=300))
     card.get_by_text("Traceback", exact=True).click()
     expect(card).to_contain_text("Traceback (most recent call last)")
     made.button("Close").click()
