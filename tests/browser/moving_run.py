@@ -118,7 +118,7 @@ class MovingSource:
     def browser(self, run_id, other=None):
         if self.view(run_id).state is not RunState.COMPLETED:
             raise RunFailed(run_id=run_id, state="", because="no results yet")
-        return xk.LocalResult("result").browse()
+        return xk.LocalResult("result-of-the-card").browse()
 
 
 class MovingRun:

@@ -63,7 +63,7 @@ def features_are_open_on_a_reloaded_page_too(book, cell):
 def test_a_run_is_watched_to_its_end_and_leaves_a_record_without_a_kernel(
     notebook, lab_server
 ):
-    write_result(lab_server.root / "result")
+    write_result(lab_server.root / "result-of-the-card")
     again = f"{PACE.format(linger_s=60.0)}\nrun"
     book = notebook([launch(4), PACE.format(linger_s=0.0), again])
     book.start("notebook:run-cell-and-select-next")
