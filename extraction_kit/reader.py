@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
 
+    from extraction_kit.catalog.listing import Labels
     from extraction_kit.widgets.against import Against
     from extraction_kit.widgets.browser import FeatureBrowser
-    from extraction_kit.widgets.feature_list import Said
 
 
 class ResultReader(ABC):
@@ -307,11 +307,9 @@ class ResultReader(ABC):
             labels=self._labels,
         )
 
-    def _labels(self) -> "Mapping[int, Said] | None":
-        from extraction_kit.widgets.feature_list import labels_of  # noqa: PLC0415 - only when asked
-
+    def _labels(self) -> "Labels | None":
         browsed = self._browsed()
-        return labels_of(browsed) if browsed.labelled else None
+        return browsed.labels() if browsed.labelled else None
 
     def plot_density(self, ax: "Axes | None" = None) -> "Axes":
         """Draw how many features have which density; needs matplotlib.

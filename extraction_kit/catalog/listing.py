@@ -35,6 +35,11 @@ LIVES_COMPARING = ("only_a", "only_b")
 """Alive in one run of a comparison only; the others then mean both of them."""
 MAX_TEXT = 200
 Range = tuple[float | None, float | None]
+Said = tuple[str | None, str | None]
+"""Name and description of a feature."""
+NOTHING_SAID: Said = (None, None)
+Labels = Mapping[int, Said]
+"""Of the features of which something is said."""
 
 
 @dataclass(frozen=True)

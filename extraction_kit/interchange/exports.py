@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, NoReturn, SupportsIndex
 
 from extraction_kit.catalog.bulk import ResultFiles
+from extraction_kit.catalog.listing import Labels
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadExport
 from extraction_kit.interchange import circuit_tracer, delphi, neuronpedia, report, tables
 
 Features = Iterable[SupportsIndex] | None
-Labels = tables.Labels
 _FORMATS = ("neuronpedia", "circuit_tracer", "delphi", "report", "parquet", "csv")
 
 

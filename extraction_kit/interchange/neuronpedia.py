@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from extraction_kit.catalog.bulk import FeatureRecord, ResultFiles, chosen, has, records
+from extraction_kit.catalog.listing import Labels, Said
 from extraction_kit.catalog.tables import LOGITS, NEIGHBOURS
 from extraction_kit.errors import BadExport
 from extraction_kit.interchange.histograms import band, equal_bins, middles
-from extraction_kit.interchange.tables import Labels
 from extraction_kit.interchange.writing import new_folder, short
 from extraction_kit.results import N_BANDS
 
@@ -201,9 +201,7 @@ def _activations(
             }
 
 
-def _explanation(
-    feature: int, label: tuple[str | None, str | None], source: Source
-) -> dict[str, Any]:
+def _explanation(feature: int, label: Said, source: Source) -> dict[str, Any]:
     """Return a label as the explanation of a person: without a method and a model."""
     text = ": ".join(filter(None, label))
     return {

@@ -12,9 +12,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from extraction_kit.catalog.bulk import FeatureRecord, ResultFiles, chosen, records
+from extraction_kit.catalog.listing import Labels, Said
 from extraction_kit.catalog.reading import ExampleWindow
 from extraction_kit.errors import BadExport
-from extraction_kit.interchange.tables import Labels
 from extraction_kit.interchange.writing import new_file
 from extraction_kit.results import bin_edges
 from extraction_kit.widgets import static, words
@@ -100,9 +100,7 @@ def _run(manifest: Mapping[str, Any]) -> str:
     return f"<table>{cells}</table>\n"
 
 
-def _feature(
-    record: FeatureRecord, k: int, said: tuple[str | None, str | None]
-) -> Iterator[str]:
+def _feature(record: FeatureRecord, k: int, said: Said) -> Iterator[str]:
     row = record.row
     name, description = (None if text is None else _text(text) for text in said)
     named = f"feature {record.feature}" + (f" · {name}" if name else "")

@@ -1,7 +1,7 @@
 """Features, examples with their texts, logits and neighbours as Parquet or CSV."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -17,11 +17,9 @@ from extraction_kit.catalog.bulk import (
     records,
     selected,
 )
+from extraction_kit.catalog.listing import Labels
 from extraction_kit.catalog.tables import FEATURES, LOGITS, NEIGHBOURS
 from extraction_kit.interchange.writing import new_folder
-
-Labels = Mapping[int, tuple[str | None, str | None]]
-"""Name and description of the features that have a label."""
 
 _EXAMPLES = pa.schema(
     [

@@ -35,7 +35,7 @@ from extraction_kit.errors import ExtractionKitError
 from extraction_kit.lifecycle import ACTIVE
 from extraction_kit.overview import RunLine
 from extraction_kit.views import short
-from extraction_kit.widgets.card import act
+from extraction_kit.widgets.acts import act
 from extraction_kit.widgets.desk import Desk
 from extraction_kit.widgets.display import read_details
 from extraction_kit.widgets.hub import Hub, Pace, Watch

@@ -1,12 +1,12 @@
 """What the feature browser reads: one result, wherever its files are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extraction_kit.catalog.listing import LABEL, Names
+from extraction_kit.catalog.listing import LABEL, Labels, Names
 from extraction_kit.corpora import Corpus
 
 if TYPE_CHECKING:
@@ -43,3 +43,17 @@ class Browsed:
     def labelled(self) -> bool:
         """Whether its features have labels."""
         return LABEL in self.ask(self.names["features"].select("*", "false")).columns
+
+    def labels(self, only: Collection[int] | None = None) -> Labels:
+        """Return what is said of all features (of those in `only`), as it was written."""
+        if (only is not None and not only) or not self.labelled:
+            return {}
+        query = self.names["features"].select(
+            f"feature, {LABEL}, description",
+            "true" if only is None else f"feature IN ({', '.join(map(str, only))})",
+            f"coalesce({LABEL}, description) IS NOT NULL",
+        )
+        return {
+            feature: (name, description)
+            for feature, name, description in self.ask(query).fetchall()
+        }

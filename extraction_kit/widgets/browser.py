@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, SupportsIndex
 
-from extraction_kit.catalog.listing import CHANGE, MEASURES, Listing
+from extraction_kit.catalog.listing import CHANGE, MEASURES, NOTHING_SAID, Listing
 from extraction_kit.catalog.tables import FEATURES
 from extraction_kit.errors import BadLabel, BadQuery, ExtractionKitError
 from extraction_kit.results import BINS_PER_OCTAVE, GROUPS, LOG2_LOW, N_BINS
@@ -43,9 +43,7 @@ from extraction_kit.widgets.against import Against
 from extraction_kit.widgets.browsed import Browsed
 from extraction_kit.widgets.feature_list import (
     MAX_ROWS,
-    NOTHING_SAID,
     FeatureList,
-    labels_of,
     peak_tokens,
 )
 from extraction_kit.widgets.feature_page import FeaturePages
@@ -316,7 +314,7 @@ class FeatureBrowser:
     def _said(self, message: Mapping[str, Any]) -> dict[str, Any]:
         self._keeper()
         feature = self._pages.number(message.get("feature"))
-        said = labels_of(self._browsed, [feature]).get(feature, NOTHING_SAID)
+        said = self._browsed.labels([feature]).get(feature, NOTHING_SAID)
         return dict(zip(_TEXTS, said, strict=True))
 
     def _label(self, message: Mapping[str, Any]) -> dict[str, Any]:

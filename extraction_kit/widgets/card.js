@@ -169,8 +169,9 @@ function refusalParts(view, now) {
   return [
     first,
     where ? el("div", "", "The results are in ", where) : null,
-    el("div", "xk-want", view.deleted_at ? "Look at what was found:" : "Look at what was found: Open features, or in a cell"),
-    snippet("run.browse()"),
+    ...(view.deleted_at
+      ? [el("div", "xk-want", "It was deleted. Bring it back:"), snippet(`ws.restore("${view.run_id}")`)]
+      : [el("div", "xk-want", "Look at what was found: Open features, or in a cell"), snippet("run.browse()")]),
     el("div", "xk-want", "Compute it anew, as a further generation:"),
     snippet(`run = ws.launch("${id}", ..., generation=${view.generation + 1})`),
   ].filter((part) => part != null);

@@ -47,6 +47,14 @@ function openedBelow({ widgets, shut, failed }) {
   return { root, id, show };
 }
 
+const VIEWS = new WeakMap(); // model of a card to the number of its views on this page
+
+function countViews(model, change) {
+  const n = (VIEWS.get(model) ?? 0) + change;
+  VIEWS.set(model, n);
+  return n;
+}
+
 // The button "Open features" of a card, and what it opens.
 // openFeatures(): where the card is in a dashboard, which opens them in its place.
 // card: {message(), pending(), send(name), button(), announce(text), failed(text), draw()}.
@@ -139,9 +147,13 @@ function makeFeatures({ model, widgets, openFeatures, card }) {
       card.announce("The features are open below the card.");
     },
 
-    start: () => card.message().view?.state === "completed" && !openFeatures && askKernel(),
+    start() {
+      countViews(model, 1);
+      if (card.message().view?.state === "completed" && !openFeatures) askKernel();
+    },
     stop() {
-      close(); // nobody sees them any more
+      if (countViews(model, -1) === 0) close(); // nobody sees them any more
+      below.show(null);
       below.root.remove();
     },
   };

@@ -30,7 +30,7 @@ from typing import Any
 from extraction_kit.errors import BadInput, ExtractionKitError
 from extraction_kit.lifecycle import Answer
 from extraction_kit.service import Launched
-from extraction_kit.widgets.card import tried
+from extraction_kit.widgets.acts import tried
 from extraction_kit.widgets.opened import OpenBrowsers
 from extraction_kit.widgets.payload import safe
 from extraction_kit.widgets.source import ListSource

@@ -1,6 +1,6 @@
 """The list of features in the kernel: the answer to one SELECT, shown by windows of rows."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,6 @@ from extraction_kit.catalog.texts import texts_of
 from extraction_kit.errors import BadQuery
 from extraction_kit.widgets import payload, words
 from extraction_kit.widgets.browsed import Browsed
-
-Said = tuple[str | None, str | None]
-NOTHING_SAID: Said = (None, None)
 
 MAX_ROWS = 400
 """Rows of one answer to the page."""
@@ -134,19 +131,6 @@ def peak_tokens(browsed: Browsed, d_sae: int) -> PeakTokens:
     peaks = np.full(d_sae, -1, dtype=np.int32)
     peaks[found["feature"].to_numpy()] = found["peak_token"].to_numpy()
     return PeakTokens(tokens=peaks, vocab=browsed.corpus.vocab)
-
-
-def labels_of(browsed: Browsed, features: list[int] | None = None) -> Mapping[int, Said]:
-    """Return what is said of features, as it was written: name and description; None is all."""
-    if features == [] or not browsed.labelled:
-        return {}
-    inside = "true" if features is None else f"feature IN ({', '.join(map(str, features))})"
-    query = browsed.names["features"].select(
-        f"feature, {LABEL}, description",
-        inside,
-        f"coalesce({LABEL}, description) IS NOT NULL",
-    )
-    return {feature: tuple(said) for feature, *said in browsed.ask(query).fetchall()}
 
 
 def _short(column: pa.ChunkedArray) -> list[float | None]:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from extraction_kit.catalog.asking import manifest_of
-from extraction_kit.catalog.listing import MEASURES
+from extraction_kit.catalog.listing import MEASURES, NOTHING_SAID
 from extraction_kit.catalog.reading import why_absent
 from extraction_kit.catalog.sorted_file import published
 from extraction_kit.catalog.tables import (
@@ -25,7 +25,6 @@ from extraction_kit.errors import BadQuery, ResultsDamaged
 from extraction_kit.results import GROUPS, KINDS, SIGNS, feature_number
 from extraction_kit.widgets import payload, words
 from extraction_kit.widgets.browsed import Browsed
-from extraction_kit.widgets.feature_list import NOTHING_SAID, labels_of
 
 _READ = (FEATURES, HISTOGRAMS, EXAMPLES, LOGITS, NEIGHBOURS, TOKENS)
 
@@ -184,7 +183,7 @@ class FeaturePages:
         tokens = self._rows(TOKENS, feature).to_pylist()
         near = self._rows(NEIGHBOURS, feature).to_pylist()
         others = sorted({row["other"] for row in near})
-        labels = labels_of(self._browsed, [feature, *others])
+        labels = self._browsed.labels([feature, *others])
 
         said = {
             one: [payload.safe(text) for text in labels.get(one, NOTHING_SAID)]

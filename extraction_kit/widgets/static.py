@@ -198,11 +198,14 @@ def _completed(view: RunView, *, reproducible: bool) -> Iterable[str]:
         folder = short(view.results_dir)
         words_.append(f"results in {_code(folder if reproducible else view.results_dir)}")
     yield line(" · ".join(words_))
+    look = "look at what was found", "run.browse()"
+    if view.deleted_at is not None:
+        look = "bring it back, for it was deleted", f'ws.restore("{view.run_id}")'
     again = f'run = ws.launch("{view.training_id}", ..., generation={view.generation + 1})'
     yield (
         '<details style="margin-top:6px"><summary>Launch again?</summary>'
         "Refused: a completed run is never computed again and never changes. "
-        f"To look at what was found: {_code('run.browse()')}. "
+        f"To {look[0]}: {_code(look[1])}. "
         f"To compute it anew as a further generation: {_code(again)}</details>"
     )
 

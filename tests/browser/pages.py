@@ -17,6 +17,9 @@ ROOT = HERE.parents[1]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 THEMES = Path(sys.prefix) / "share" / "jupyter" / "lab" / "themes" / "@jupyterlab"
 STYLES = {"dashboard": ("card", "dashboard")}
+LIGHT_AND_DARK = ("light", "dark")
+BUSY = "waiting for the kernel (busy running a cell?)"
+CONTRAST = (HERE / "contrast.js").read_text()
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -80,3 +83,8 @@ def listen(page: Page, trouble: list[str]) -> None:
 
     page.on("pageerror", lambda error: trouble.append(f"page error: {error}"))
     page.on("console", console)
+
+
+def worst_contrast(made):
+    """Return the smallest ratio of contrast on a page, and the text that has it."""
+    return made.page.evaluate(f"() => ({CONTRAST.strip().rstrip(';')})(document.body)")[0]

@@ -3,8 +3,8 @@
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser.pages import worst_contrast
 from tests.browser.test_browser_stub import HOLD, REFUSE, rows, shows
-from tests.browser.test_card_stub import worst_contrast
 from tests.unit.published import PublishedRuns
 
 pytestmark = pytest.mark.browser

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from extraction_kit.results import N_BINS, bin_edges
-from tests.browser.test_card_stub import THEMES, worst_contrast
+from tests.browser.pages import LIGHT_AND_DARK, worst_contrast
 from tests.results_to_browse import DEAD, HOSTILE, LOUD, labelled, write_result
 
 pytestmark = pytest.mark.browser
@@ -78,7 +78,7 @@ def text_of(option, part):
     return option.locator(f".xk-{part}").text_content()
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", LIGHT_AND_DARK)
 def test_every_view_is_readable_in_light_and_dark(shown, result, theme):
     browser = result.browse(20)
     made = shown(browser, theme=theme)

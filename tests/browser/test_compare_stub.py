@@ -11,8 +11,8 @@ from playwright.sync_api import expect
 from extraction_kit.comparison import Pairing
 from extraction_kit.widgets.against import Against
 from extraction_kit.widgets.browser import FeatureBrowser
+from tests.browser.pages import LIGHT_AND_DARK, worst_contrast
 from tests.browser.test_browser_stub import BAND_2, chosen, rows, shows, sort_by, text_of
-from tests.browser.test_card_stub import THEMES, worst_contrast
 from tests.results_to_browse import DEAD, HOSTILE, LOUD, Shape, write_result, write_two
 
 pytestmark = pytest.mark.browser
@@ -62,7 +62,7 @@ def warmth(made, letter):
     return peaks.evaluate_all("(all) => all.map((n) => +n.style.getPropertyValue('--a'))")
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", LIGHT_AND_DARK)
 def test_both_runs_are_readable_in_light_and_dark(shown, a, b, matched, theme):
     alive, browser = a.browse(20, compare=b), matched(LOUD)
     for made, name in (

@@ -20,6 +20,7 @@ from extraction_kit.version import __version__
 from extraction_kit.workbench import corpus_record
 from tests.unit.synthetic import synthetic
 
+NOWHERE = "unix:///nowhere/queue.sock"  # a server of somebody's own that is away
 RESULT = synthetic().result
 RESULT = replace(RESULT, summary={**RESULT.summary, "statistics_format": STATISTICS_FORMAT})
 
@@ -139,6 +140,17 @@ class Lab:
         with closing(sqlite3.connect(self.bench.paths.ledger)) as connection, connection:
             connection.execute("PRAGMA ignore_check_constraints = ON")
             connection.execute(statement, values)
+
+    def put(self, run_id, state):
+        """Set the state of a run, whatever led there."""
+        self.sql("UPDATE runs SET state = ? WHERE run_id = ?", str(state), run_id)
+
+    def write_corpus(self, seed=0):
+        """Write a file of 5,000 bytes where the corpus of a content is; return its folder."""
+        folder = self.content(seed=seed).corpus.path
+        folder.mkdir(parents=True)
+        (folder / "contexts.parquet").write_bytes(b"x" * 5_000)
+        return folder
 
     def edit(self, run_id, changes):
         path = self.folder(run_id) / MANIFEST

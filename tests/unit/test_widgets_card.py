@@ -12,8 +12,8 @@ from extraction_kit.widgets import display
 from extraction_kit.widgets.card import RunCard
 from extraction_kit.widgets.hub import Hub, Watch
 from tests.results_to_browse import write_result
+from tests.unit.hubs import FAST, fast_hub, until
 from tests.unit.lab import Lab
-from tests.unit.test_widgets_hub import FAST, until
 
 
 class Shown:
@@ -52,11 +52,8 @@ class Shown:
 
 @pytest.fixture
 def hub():
-    made = Hub(FAST)
-    yield made
-    for watch in list(made._watches):
-        made.drop(watch)
-    until(lambda: not made.running)
+    with fast_hub() as made:
+        yield made
 
 
 @pytest.fixture

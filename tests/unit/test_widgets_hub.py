@@ -16,11 +16,11 @@ from extraction_kit.lifecycle import RunState
 from extraction_kit.views import RunView
 from extraction_kit.widgets import hub as hubs
 from extraction_kit.widgets import payload
-from extraction_kit.widgets.card import act
-from extraction_kit.widgets.hub import Hub, Pace, Watch
+from extraction_kit.widgets.acts import act
+from extraction_kit.widgets.hub import Hub, Watch
+from tests.unit.hubs import FAST, fast_hub, until
 
 T0 = datetime(2026, 11, 23, 21, 16, tzinfo=UTC)
-FAST = Pace(viewed_s=0.01, resting_s=0.01, unviewed_s=0.02, beat_s=30.0, linger_s=0.0)
 
 
 class Runs:
@@ -112,20 +112,10 @@ class Card:
         return self.messages[-1]["view"]
 
 
-def until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
-
-
 @pytest.fixture
 def hub():
-    made = Hub(FAST)
-    yield made
-    for watch in list(made._watches):
-        made.drop(watch)
-    until(lambda: not made.running)
+    with fast_hub() as made:
+        yield made
 
 
 def test_one_thread_serves_all_cards(hub):
