@@ -167,3 +167,8 @@ class Lab:
     def assert_sound(self):
         assert self.plan().is_sound, self.plan()
         assert not self.plan().steps
+
+
+def lab_without_server(folder, ledger_url=None):
+    """A lab whose queue nobody can reach: nothing computes what it launches."""
+    return Lab(folder / "ws", ledger_url, redis_url=NOWHERE)

@@ -25,18 +25,18 @@ from extraction_kit.lifecycle import (
     answer_to_launch,
     answer_to_resume,
 )
-from tests.unit.lab import NOWHERE, RESULT, Lab
+from tests.unit.lab import RESULT, lab_without_server
 
 
 @pytest.fixture
 def lab(tmp_path):
-    return Lab(tmp_path / "ws", redis_url=NOWHERE)
+    return lab_without_server(tmp_path)
 
 
 @pytest.fixture
 def shared(tmp_path, ledger_url):
     """The same on either database."""
-    return Lab(tmp_path / "ws", ledger_url, redis_url=NOWHERE)
+    return lab_without_server(tmp_path, ledger_url)
 
 
 def seen(lab):

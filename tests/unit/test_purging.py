@@ -22,18 +22,18 @@ from extraction_kit.lifecycle import (
     Answer,
     RunState,
 )
-from tests.unit.lab import NOWHERE, Lab
+from tests.unit.lab import NOWHERE, Lab, lab_without_server
 
 
 @pytest.fixture
 def lab(tmp_path):
-    return Lab(tmp_path / "ws", redis_url=NOWHERE)
+    return lab_without_server(tmp_path)
 
 
 @pytest.fixture
 def shared(tmp_path, ledger_url):
     """The same on either database."""
-    return Lab(tmp_path / "ws", ledger_url, redis_url=NOWHERE)
+    return lab_without_server(tmp_path, ledger_url)
 
 
 # --- purge ----------------------------------------------------------------------------------
