@@ -41,7 +41,15 @@ demo-killed: $(STAMP) ## Run a smaller demo, kill its job in the middle, resume 
 	$(PYTEST) -m demo tests/acceptance/test_demo.py $(ARGS)
 
 test: $(STAMP) ## Run all tests that need no browser
-	$(AT_ONCE) -m "not browser and not slow and not benchmark and not demo and not golden" tests $(ARGS)
+	$(AT_ONCE) -m "not browser and not slow and not benchmark and not demo and not golden and not gpu" tests $(ARGS)
+
+# On a machine with a CUDA device: what needs one, and the tests of the computation there.
+GPU_TESTS := tests/unit/extraction tests/unit/interchange tests/unit/test_stats_contract.py \
+	tests/unit/test_local.py tests/unit/test_sources_preflight.py \
+	tests/unit/test_sources_custom_sae.py tests/unit/test_sources_products.py
+test-gpu: $(STAMP) ## Run the tests that need a GPU, and those of the computation on it
+	TEST_DEVICE=cuda $(AT_ONCE) -m "not slow" $(GPU_TESTS) $(ARGS)
+	$(PYTEST) -m gpu tests $(ARGS)
 
 # The oldest DuckDB that is promised (pyproject.toml), in a folder that comes first on the path.
 OLD_DUCKDB := build/duckdb-1.5
@@ -105,7 +113,7 @@ pictures: $(STAMP) ## Take the README's pictures anew, from a real run in a real
 
 check-full: $(STAMP) ## Run everything but the benchmarks (hours)
 	@$(MAKE) check
-	$(PYTEST) -m "not benchmark and not golden and not browser" tests
+	$(PYTEST) -m "not benchmark and not golden and not browser and not gpu" tests
 	@$(MAKE) pictures
 	@for round in 1 2 3 4 5; do \
 	  echo "browser tests, round $$round of 5"; $(MAKE) test-browser || exit 1; \
@@ -117,6 +125,9 @@ check-full: $(STAMP) ## Run everything but the benchmarks (hours)
 
 bench-guarantees: $(STAMP) ## Compare with plain RQ under the same faults
 	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_guarantees.py $(ARGS)
+
+bench-gpu: $(STAMP) ## Compare the engine on a GPU with the cut model and a dense encoder (10 minutes)
+	$(PYTEST) -o addopts=--import-mode=importlib -m benchmark -s tests/benchmarks/test_bench_gpu.py $(ARGS)
 
 bench-launch: $(STAMP) ## Time launches and refusals at 10,000 runs in the ledger
 	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_launch.py $(ARGS)
@@ -135,7 +146,8 @@ bench-widgets: $(STAMP) ## Time what a person waits for in the widgets (they nee
 	$(PYTEST) -m benchmark -s tests/benchmarks/test_bench_widgets.py $(ARGS)
 
 bench: $(STAMP) ## Print speed and memory figures of this machine
-	$(PYTEST) -m benchmark -s tests/benchmarks --ignore tests/benchmarks/test_bench_peers.py $(ARGS)
+	$(PYTEST) -m benchmark -s tests/benchmarks --ignore tests/benchmarks/test_bench_peers.py \
+	  --ignore tests/benchmarks/test_bench_gpu.py $(ARGS)
 
 install: $(STAMP) ## Make .venv and install everything that the other targets need
 
@@ -191,5 +203,5 @@ clean: ## Remove .venv, caches and build files; .extraction_kit with its results
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-resume demo-killed test test-duckdb-old protocol mutants test-browser golden lab check notebooks pictures check-full \
-	bench bench-catalog bench-engine bench-guarantees bench-launch bench-peers bench-widgets install lock clean
+.PHONY: help demo demo-resume demo-killed test test-gpu test-duckdb-old protocol mutants test-browser golden lab check notebooks pictures check-full \
+	bench bench-catalog bench-engine bench-gpu bench-guarantees bench-launch bench-peers bench-widgets install lock clean

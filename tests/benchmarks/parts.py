@@ -60,7 +60,7 @@ class Parts:
     def long_corpus(self, training: Training, config: ExtractionConfig) -> Corpus:
         """Return the texts again and again, until there are tokens enough."""
         paths = Paths.of(self.folder / "workspace", Settings())
-        again = itertools.chain.from_iterable(itertools.repeat(_read(self.texts), 10))
+        again = itertools.chain.from_iterable(itertools.repeat(read_texts(self.texts), 10))
         return prepare(again, tokenizer=training.tokenizer, config=config, paths=paths)
 
     def training(self, architecture: str, d_sae: int) -> Training:
@@ -68,7 +68,7 @@ class Parts:
         sae = self.folder / f"{architecture}-{d_sae}"
         if not (sae / "sae_weights.safetensors").exists():
             x = self._activations()
-            config, weights = _sae(architecture, d_sae, x)
+            config, weights = make_sae(architecture, d_sae, x)
             save_sae(sae, config, weights)
         return describe_training("bench", sae=sae, model=self.model, hook_name=HOOK_NAME)
 
@@ -76,7 +76,7 @@ class Parts:
         """Return what an SAE reads, on some of the corpus: [token, d_in]."""
         tokenizer = Tokenizer.from_file(str(self.model / "tokenizer.json"))
         ids: list[int] = []
-        for text in _read(self.texts):
+        for text in read_texts(self.texts):
             ids += tokenizer.encode(text).ids
             if len(ids) > _SEEN:
                 break
@@ -94,7 +94,7 @@ def make_parts(folder: Path) -> Parts:
         return parts
     folder.mkdir(parents=True, exist_ok=True)
     write_texts(parts.texts)
-    write_tokenizer(parts.model, _read(parts.texts))
+    write_tokenizer(parts.model, read_texts(parts.texts))
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(0)
         write_model(parts.model)
@@ -141,39 +141,45 @@ def write_model(folder: Path) -> GPT2LMHeadModel:
     return model
 
 
-def _read(texts: Path) -> list[str]:
+def read_texts(texts: Path) -> list[str]:
+    """Return the documents of a ``.jsonl`` file."""
     return [json.loads(line)["text"] for line in texts.read_text().splitlines()]
 
 
-def sae_config(architecture: str, d_sae: int) -> dict[str, Any]:
+def sae_config(
+    architecture: str, d_sae: int, *, d_in: int = D_IN, hook_name: str = HOOK_NAME
+) -> dict[str, Any]:
     """Return the ``cfg.json`` of an SAE of the model."""
     config = saelens_config(
-        architecture, d_in=D_IN, d_sae=d_sae, k=K_OF_TOPK, hook_name=HOOK_NAME
+        architecture, d_in=d_in, d_sae=d_sae, k=K_OF_TOPK, hook_name=hook_name
     )
     config["metadata"] |= {"prepend_bos": False, "context_size": CONTEXT_SIZE}
     return config
 
 
-def _sae(
-    architecture: str, d_sae: int, x: Tensor
+def make_sae(
+    architecture: str, d_sae: int, x: Tensor, *, hook_name: str = HOOK_NAME
 ) -> tuple[dict[str, object], dict[str, Tensor]]:
-    chance = torch.Generator().manual_seed(d_sae)
-    w_dec = torch.nn.functional.normalize(torch.randn(d_sae, D_IN, generator=chance), dim=1)
-    rare = torch.exp(SKEW * torch.randn(d_sae, generator=chance))
+    """Return ``cfg.json`` and weights of an SAE for activations like `x`, on its device."""
+    chance, on = torch.Generator(x.device).manual_seed(d_sae), {"device": x.device}
+    d_in = x.shape[1]
+    w_dec = torch.randn(d_sae, d_in, generator=chance, **on)
+    w_dec = torch.nn.functional.normalize(w_dec, dim=1)
+    rare = torch.exp(SKEW * torch.randn(d_sae, generator=chance, **on))
     l0 = L0_OF_JUMPRELU if architecture == "jumprelu" else K_OF_TOPK
     density = (rare * (l0 / float(rare.sum()))).clamp(1e-6, 0.3)
     b_dec = x.mean(0)
     height = math.sqrt(2) * torch.erfinv(1 - 2 * density)  # of a normal distribution
-    bound = torch.empty(d_sae)
+    bound = torch.empty(d_sae, **on)
     for start in range(0, d_sae, _BLOCK):
         some = slice(start, start + _BLOCK)
         pre = (x - b_dec) @ w_dec[some].T
         bound[some] = pre.mean(0) + pre.std(0) * height[some]
-    config = sae_config(architecture, d_sae)
+    config = sae_config(architecture, d_sae, d_in=d_in, hook_name=hook_name)
     weights = {
         "W_enc": w_dec.T.contiguous(),
         "W_dec": w_dec,
-        "b_enc": torch.zeros(d_sae),
+        "b_enc": torch.zeros(d_sae, **on),
         "b_dec": b_dec,
     }
     if architecture == "jumprelu":

@@ -22,9 +22,10 @@ from extraction_kit.paths import Paths
 from extraction_kit.sources import preflight
 from extraction_kit.testing import tiny_training
 from extraction_kit.trainings import describe_model, describe_tokenizer, describe_training
+from tests.devices import DEVICE
 
 CONFIG = ExtractionConfig(context_size=16, top_k=4, window=(3, 2), n_tokens=2000)
-SETTINGS = Settings(threads=1, device="cpu", tile_tokens=512)
+SETTINGS = Settings(threads=1, device=DEVICE, tile_tokens=512)
 HOOK = "blocks.1.hook_resid_post"
 NORM_OF_BOS = 400.0
 

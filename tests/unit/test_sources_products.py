@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from extraction_kit.sources.products import Products
+from tests.devices import DEVICE
 
-CPU = torch.device("cpu")
+ON = torch.device(DEVICE)
 
 
 def random(n, width, *, seed=0):
@@ -22,7 +23,7 @@ def naive(rows, others, k, scale=None):
 
 
 def found_by(rows, others, k, **options):
-    products = Products(others, k=k, device=CPU, **options)
+    products = Products(others, k=k, device=ON, **options)
     parts = [
         products.largest(some, and_smallest=True)
         for some in torch.split(rows, products.n_rows)
@@ -95,7 +96,7 @@ def test_no_more_is_held_than_a_few_blocks(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", watch)
     others = random(5000, 8)
-    products = Products(others, k=4, device=CPU, block_elements=2**16)
+    products = Products(others, k=4, device=ON, block_elements=2**16)
     assert products.n_rows * 5000 <= 2**16
     products.largest(random(products.n_rows, 8).double())
     assert max(sizes) <= 2**16

@@ -24,19 +24,22 @@ from extraction_kit.stats import (
     Sizes,
     TopK,
 )
+from tests.devices import DEVICE
 
 D_SAE, N_CONTEXTS, SIZE, K, WINDOW = 7, 60, 9, 4, (2, 3)
 SUMS = {"sum_act", "sum_sq_act"}
 
 FEATURE_STATISTICS = {
-    "moments": lambda: Moments(D_SAE),
-    "maximum": lambda: Maximum(D_SAE),
-    "histogram": lambda: Histogram(D_SAE),
-    "last fired": lambda: LastFired(D_SAE),
-    "topk": lambda: TopK(D_SAE, k=K, window=WINDOW),
-    "topk, different windows": lambda: TopK(D_SAE, k=K, window=(0, 0), dedupe=True),
-    "bands": lambda: BandExamples(D_SAE, k=2, window=WINDOW, seed=1),
-    "random": lambda: RandomExamples(D_SAE, k=K, window=WINDOW, seed=1),
+    "moments": lambda: Moments(D_SAE, device=DEVICE),
+    "maximum": lambda: Maximum(D_SAE, device=DEVICE),
+    "histogram": lambda: Histogram(D_SAE, device=DEVICE),
+    "last fired": lambda: LastFired(D_SAE, device=DEVICE),
+    "topk": lambda: TopK(D_SAE, k=K, window=WINDOW, device=DEVICE),
+    "topk, different windows": lambda: TopK(
+        D_SAE, k=K, window=(0, 0), dedupe=True, device=DEVICE
+    ),
+    "bands": lambda: BandExamples(D_SAE, k=2, window=WINDOW, seed=1, device=DEVICE),
+    "random": lambda: RandomExamples(D_SAE, k=K, window=WINDOW, seed=1, device=DEVICE),
     "silent": lambda: silent(pool=64),
     "silent, of a small pool": lambda: silent(pool=8),
     "sample": lambda: sample(budget=10_000),
@@ -47,13 +50,15 @@ FEATURE_STATISTICS = {
 
 
 def silent(pool):
-    statistic = SilentExamples(D_SAE, k=2, before=WINDOW[0], seed=1)
+    statistic = SilentExamples(D_SAE, k=2, before=WINDOW[0], seed=1, device=DEVICE)
     statistic.pool = pool
     return statistic
 
 
 def sample(**limits):
-    return ActivationSample(D_SAE, n_top_tokens=2, n_coactive=3, seed=1, **limits)
+    return ActivationSample(
+        D_SAE, n_top_tokens=2, n_coactive=3, seed=1, device=DEVICE, **limits
+    )
 
 
 @pytest.fixture(params=["large buffers", "small buffers"], autouse=True)
@@ -94,7 +99,7 @@ def batch_of(stream, first, n, *, tile=(0, D_SAE)):
         torch.from_numpy(shown[row, column]),
         tile[0],
         tile[1],
-    )
+    ).to(torch.device(DEVICE))
 
 
 def batches(stream, chance, tiles=((0, D_SAE),)):
@@ -180,7 +185,9 @@ def naive(stream):
 
 def test_every_number_equals_a_naive_loop(stream):
     moments, maximum, histogram, examples = naive(stream)
-    collection = Collection(d_in=3, d_sae=D_SAE, sizes=Sizes(top_k=K, window=WINDOW))
+    collection = Collection(
+        d_in=3, d_sae=D_SAE, sizes=Sizes(top_k=K, window=WINDOW), device=DEVICE
+    )
     for batch in batches(stream, shuffler(1), tiles=((0, 3), (3, D_SAE - 3))):
         collection.update(batch)
     found = collection.compute()

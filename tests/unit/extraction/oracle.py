@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.results import GROUPS, N_BANDS, N_BINS, bin_edges
+from tests.devices import DEVICE
 
-SETTINGS = Settings(threads=1, device="cpu", tile_tokens=24)
+SETTINGS = Settings(threads=1, device=DEVICE, tile_tokens=24)
 CONFIG = ExtractionConfig(context_size=12, top_k=4, window=(3, 2))
 CONFIGS = {
     "packed": CONFIG,

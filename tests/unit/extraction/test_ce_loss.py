@@ -22,8 +22,9 @@ from extraction_kit.testing import (
 )
 from extraction_kit.trainings import describe_training
 from extraction_kit.workbench import Workbench
+from tests.devices import DEVICE
 
-SETTINGS = Settings(threads=1, device="cpu", tile_tokens=36, preflight="report")
+SETTINGS = Settings(threads=1, device=DEVICE, tile_tokens=36, preflight="report")
 CONFIG = ExtractionConfig(
     context_size=12, packing="document", ignore_positions=(3,), n_ce_contexts=7
 )

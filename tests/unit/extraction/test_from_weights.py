@@ -18,8 +18,9 @@ from extraction_kit.testing import (
     save_sparsify,
 )
 from extraction_kit.trainings import describe_training
+from tests.devices import DEVICE
 
-SETTINGS = Settings(threads=1, device="cpu", tile_tokens=96, preflight="report")
+SETTINGS = Settings(threads=1, device=DEVICE, tile_tokens=96, preflight="report")
 CONFIG = ExtractionConfig(context_size=12, top_k=4, window=(3, 2), n_tokens=200)
 SMALL = 20 * 48  # blocks of a few features, in a matrix of 48 or 64 others
 
@@ -103,7 +104,7 @@ def test_no_feature_is_its_own_neighbour_also_among_equal_and_empty_ones():
     decoder = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     decoder[10:30] = decoder[3] * torch.arange(1, 21)[:, None]
     decoder[35] = 0
-    nowhere = {"device": torch.device("cpu"), "tell": lambda: None}
+    nowhere = {"device": torch.device(DEVICE), "tell": lambda: None}
     rows = from_weights.neighbours(decoder, 4, **nowhere)
     other, value = rows["other"].reshape(40, 4), rows["value"].reshape(40, 4)
     assert other[3].tolist() == [10, 11, 12, 13]
@@ -158,7 +159,7 @@ def small_blocks(monkeypatch):
 def test_blocks_of_another_size_give_the_same_rows(extracted, monkeypatch):
     whole = extracted()
     small_blocks(monkeypatch)
-    assert Products(torch.ones(48, 16), k=10, device=torch.device("cpu"),
+    assert Products(torch.ones(48, 16), k=10, device=torch.device(DEVICE),
                     block_elements=SMALL).n_rows < 24  # fmt: skip
     found = extracted()
     for name, columns in whole.tables.items():

@@ -21,9 +21,10 @@ from extraction_kit.testing import (
     save_sparsify,
 )
 from extraction_kit.trainings import describe_training
+from tests.devices import DEVICE
 
 # Transcoders of random weights predict nothing: the preflight would refuse them, rightly.
-SETTINGS = Settings(threads=1, device="cpu", tile_tokens=48, preflight="report")
+SETTINGS = Settings(threads=1, device=DEVICE, tile_tokens=48, preflight="report")
 CONFIG = ExtractionConfig(context_size=12, top_k=4, window=(3, 2))
 D_IN, D_SAE, K = 16, 48, 6
 HOOK = "blocks.1.hook_resid_post"

@@ -13,11 +13,12 @@ from extraction_kit.results import GROUPS, result_digest
 from extraction_kit.testing import save_sae
 from extraction_kit.trainings import describe_training
 from extraction_kit.workbench import Workbench
+from tests.devices import DEVICE
 
 CONFIG = ExtractionConfig(
     context_size=12, top_k=4, window=(0, 0), n_logits=2, n_neighbours=2, n_ce_contexts=2
 )
-SETTINGS = Settings(threads=1, device="cpu", tile_tokens=24)
+SETTINGS = Settings(threads=1, device=DEVICE, tile_tokens=24)
 
 
 def most(result, group):

@@ -18,9 +18,10 @@ from extraction_kit.results import result_digest
 from extraction_kit.sources.models import HookedModel
 from extraction_kit.testing import random_sae_weights, save_sparsify, tiny_training
 from extraction_kit.trainings import describe_training
+from tests.devices import DEVICE
 
 # SAEs of random weights explain nothing: the preflight would refuse them, rightly.
-SETTINGS = Settings(threads=1, device="cpu", tile_tokens=36, preflight="report")
+SETTINGS = Settings(threads=1, device=DEVICE, tile_tokens=36, preflight="report")
 PACKED = ExtractionConfig(context_size=12, top_k=4, window=(3, 2))
 CONFIGS = {"packed": PACKED, "documents": PACKED.replace(packing="document")}
 TOGETHER = {
