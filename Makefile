@@ -44,9 +44,8 @@ test: $(STAMP) ## Run all tests that need no browser
 	$(AT_ONCE) -m "not browser and not slow and not benchmark and not demo and not golden and not gpu" tests $(ARGS)
 
 # On a machine with a CUDA device: what needs one, and the tests of the computation there.
-GPU_TESTS := tests/unit/extraction tests/unit/interchange tests/unit/test_stats_contract.py \
-	tests/unit/test_local.py tests/unit/test_sources_preflight.py \
-	tests/unit/test_sources_custom_sae.py tests/unit/test_sources_products.py
+GPU_TESTS := tests/unit/extraction tests/unit/test_stats_contract.py \
+	tests/unit/test_sources_preflight.py tests/unit/test_sources_products.py
 test-gpu: $(STAMP) ## Run the tests that need a GPU, and those of the computation on it
 	TEST_DEVICE=cuda $(AT_ONCE) -m "not slow" $(GPU_TESTS) $(ARGS)
 	$(PYTEST) -m gpu tests $(ARGS)

@@ -196,6 +196,7 @@ class _Extraction:
     saved_tokens: int | None = None
     resumed_from: int | None = None
     tiles: Generator[Tile, None, None] = field(init=False, repr=False)
+    following: Tile | None = None
     rate: Rate = field(default_factory=Rate)
     previews: Previews | None = None
 
@@ -292,10 +293,19 @@ class _Extraction:
             )
 
     def _batch(self) -> None:
-        tile = next(self.tiles)
+        lanes, tile = self.rig.lanes, self.following or next(self.tiles)
+        found = []
         for station in self.rig.stations:
             with station.naming():
-                station.measure(tile)
+                found.append(station.encode(tile))
+        encoded = lanes.here()
+        # A GPU has the next tile to read while this one is counted.
+        self.following = next(self.tiles, None) if lanes.ahead else None
+        with lanes.aside(encoded):
+            for station, each in zip(self.rig.stations, found, strict=True):
+                with station.naming():
+                    station.count(each)
+        lanes.join()
         self.n_contexts_done += len(tile.batch)
         self.n_tokens_done += int(tile.batch.valid.sum())
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from extraction_kit.corpora import ContextBatch, Corpus, ReadingOrder, TilePlan
 from extraction_kit.errors import BadCorpus
+from extraction_kit.sources.devices import sent
 from extraction_kit.stats import Contexts
 from extraction_kit.trainings import Hookpoint
 
@@ -105,15 +106,12 @@ class Feed:
         valid[: len(batch)], present[: len(batch)] = batch.valid, batch.present
         self._check_known(number, tokens)
         contexts = Contexts(
-            self._sent(number), tokens=self._sent(tokens), valid=self._sent(valid)
+            sent(number, self.device),
+            tokens=sent(tokens, self.device),
+            valid=sent(valid, self.device),
+            masked=np.flatnonzero(~valid),
         )
-        return Fed(batch=batch, contexts=contexts, present=self._sent(present))
-
-    def _sent(self, array: np.ndarray) -> Tensor:
-        here = torch.from_numpy(array)
-        if self.device.type == "cuda":  # the copy overlaps with what is being computed
-            return here.pin_memory().to(self.device, non_blocking=True)
-        return here.to(self.device)
+        return Fed(batch=batch, contexts=contexts, present=sent(present, self.device))
 
     def _check_known(self, number: np.ndarray, tokens: np.ndarray) -> None:
         largest = int(tokens.max())

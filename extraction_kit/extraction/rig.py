@@ -21,10 +21,11 @@ from extraction_kit.errors import BadCorpus, BadModel, BadSae, BadSettings
 from extraction_kit.extraction.feed import Fed, Feed, Tile
 from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.station import Station
+from extraction_kit.sources.blocks import Blocks
 from extraction_kit.sources.devices import DTYPES, describe_device, resolve_device
+from extraction_kit.sources.lanes import Lanes
 from extraction_kit.sources.loading import load_model
 from extraction_kit.sources.models import HookedModel
-from extraction_kit.sources.saes import Buffers
 from extraction_kit.stats import Contexts
 from extraction_kit.trainings import Hookpoint, Training
 
@@ -85,6 +86,7 @@ class Rig:
         self.corpus, self._given = corpus, given
         self.config, self.settings = config, settings
         self.device = resolve_device(settings.device)
+        self.lanes = Lanes(self.device)
         is_alone = len(trainings) == 1
         self.stations = [Station(each, config, is_alone=is_alone) for each in trainings]
         self._spec = trainings[0].model
@@ -172,11 +174,11 @@ class Rig:
         )
 
     def _load_saes(self) -> None:
-        buffers = Buffers()  # they encode one after another
+        blocks = Blocks(self.lanes)  # they encode one after another
         for each in self.stations:
             given = self._given.saes.get(each.training.training_id)
             with each.naming():
-                each.load(given, device=self.device, buffers=buffers)
+                each.load(given, device=self.device, blocks=blocks)
 
     def _first_tile(self) -> int:
         wanted = self.settings.tile_tokens

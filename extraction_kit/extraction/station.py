@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,13 +10,25 @@ from torch import Tensor
 from extraction_kit.config import ExtractionConfig
 from extraction_kit.errors import BadModel, naming
 from extraction_kit.extraction.feed import Tile
+from extraction_kit.sources.blocks import Blocks
 from extraction_kit.sources.custom_sae import CustomAutoencoder, EncodesAndDecodes
 from extraction_kit.sources.devices import DTYPES, statistics_device
 from extraction_kit.sources.models import HookedModel
+from extraction_kit.sources.normalized import Normalized
 from extraction_kit.sources.preflight import Batch, Parts, Preflight, preflight
-from extraction_kit.sources.saes import Autoencoder, Buffers, load_sae
-from extraction_kit.stats import Collection, Sizes
+from extraction_kit.sources.saes import Autoencoder, load_sae
+from extraction_kit.stats import Activations, Collection, Sizes
 from extraction_kit.trainings import Hookpoint, Training, resolve_target
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an SAE finds in a tile."""
+
+    tile: Tile
+    normal: Normalized
+    baseline: Tensor
+    active: list[Activations]
 
 
 class Station:
@@ -68,7 +81,7 @@ class Station:
     # --- before the first tile ---
 
     def load(
-        self, given: EncodesAndDecodes | None, *, device: torch.device, buffers: Buffers
+        self, given: EncodesAndDecodes | None, *, device: torch.device, blocks: Blocks
     ) -> None:
         """Load the SAE, or take the object that is `given`; make empty statistics."""
         spec, config = self.training.sae, self.config
@@ -76,7 +89,7 @@ class Station:
         if given is not None:
             self.sae = CustomAutoencoder(spec, given, device=device, dtype=dtype)
         else:
-            self.sae = load_sae(spec, device=device, dtype=dtype, buffers=buffers)
+            self.sae = load_sae(spec, device=device, dtype=dtype, blocks=blocks)
         self.statistics = Collection(
             d_in=self.compared_at.width if self.target else spec.d_in,
             d_sae=spec.d_sae,
@@ -149,21 +162,33 @@ class Station:
 
     # --- in the loop ---
 
-    def measure(self, tile: Tile) -> None:
-        """Take in what the SAE makes of a tile."""
-        sae, x = self.sae, tile.activations[self.training.hookpoint]
-        normal = sae.normalize(x)
-        x_hat, n_active = sae.baseline(x), 0
-        for active in sae.encode(normal.x, tile.contexts):
-            x_hat = x_hat + sae.decode(active, n_rows=x.shape[0])
-            n_active += active.n_active
-            self.statistics.update(active.to(self.statistics.device))
-        x_hat = normal.undo(x_hat)
+    def encode(self, tile: Tile) -> Encoded:
+        """Find the active features of a tile; used on the second of the `Lanes`."""
+        x = tile.activations[self.training.hookpoint]
+        normal = self.sae.normalize(x)
+        return Encoded(
+            tile=tile,
+            normal=normal,
+            baseline=self.sae.baseline(x),
+            active=list(self.sae.encode(normal.x, tile.contexts, aside=True)),
+        )
+
+    def count(self, found: Encoded) -> None:
+        """Take what was found in a tile into the statistics."""
+        tile, x_hat = found.tile, found.baseline
         wanted = tile.activations[self.compared_at]
-        valid = torch.nonzero(tile.contexts.valid.reshape(-1)).squeeze(1)
-        made = x_hat[valid]
+        for active in found.active:
+            x_hat = x_hat + self.sae.decode(active, n_rows=wanted.shape[0])
+            self.statistics.update(active.to(self.statistics.device))
+        x_hat = found.normal.undo(x_hat)
+        made, compared = x_hat, wanted
+        if tile.contexts.masked_rows.size:
+            valid = torch.nonzero(tile.contexts.valid.reshape(-1)).squeeze(1)
+            made, compared = x_hat[valid], wanted[valid]
         self.statistics.update_quality(
-            wanted[valid], made if self.compares else None, n_active=n_active
+            compared,
+            made if self.compares else None,
+            n_active=sum(active.n_active for active in found.active),
         )
         # What is not compared is in no sum that would show it.
         finite = self.compares or bool(torch.isfinite(made).all())

@@ -67,9 +67,13 @@ class CustomAutoencoder:
         return self._zero
 
     def encode(
-        self, x: Float[Tensor, "row d_in"], contexts: Contexts
+        self, x: Float[Tensor, "row d_in"], contexts: Contexts, *, aside: bool = False
     ) -> Iterator[Activations]:
-        """Yield the active (row, feature) pairs of valid rows, all features at once."""
+        """Yield the active (row, feature) pairs of valid rows, all features at once.
+
+        Whoever uses them `aside` waits for all that was queued before.
+        """
+        del aside
         valid = contexts.valid.reshape(-1)
         n_rows = max(1, ROWS_AT_ONCE // self.spec.d_sae)
         parts = []

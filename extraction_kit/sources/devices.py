@@ -5,7 +5,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from extraction_kit.errors import BadSettings
 
@@ -58,6 +60,14 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu {torch.backends.cpu.get_cpu_capability()}"
     return device.type
+
+
+def sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """Return an array on `device`, without waiting for it."""
+    here = torch.from_numpy(array)
+    if device.type == "cuda":  # the copy overlaps with what is being computed
+        return here.pin_memory().to(device, non_blocking=True)
+    return here.to(device)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ feature activations are never kept: each tile of pre-activations is scanned and 
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from extraction_kit.sources.blocks import Block, Blocks, Masked
 from extraction_kit.sources.custom_sae import CustomAutoencoder, load_custom
+from extraction_kit.sources.lanes import Lanes
 from extraction_kit.sources.normalized import Normalized
 from extraction_kit.sources.sae_weights import load_weights
 from extraction_kit.sources.selection import (
@@ -26,36 +29,20 @@ from extraction_kit.sources.selection import (
     Selection,
 )
 from extraction_kit.stats import Activations, Contexts
-from extraction_kit.stats.activations import flat_nonzero
 from extraction_kit.trainings import SaeSpec
 from extraction_kit.trainings.sae_formats.spec import INPUT
 
 FEATURE_TILE = 2048
 """Features encoded at once on a CPU: their weights and pre-activations stay in its cache."""
 TILE_ELEMENTS = {"cpu": 2**21}
-"""Pre-activations held at once, by type of device: 8 MiB in float32."""
-_TILE_ELEMENTS = 2**26  # of other devices: 256 MiB, since each tile costs a synchronisation
+"""Pre-activations in a block, by type of device: 8 MiB in float32."""
+_TILE_ELEMENTS = (
+    2**26
+)  # of other devices: 256 MiB, since each block costs a synchronisation
+_ROWS_OF_OTHERS = 2**9  # in a block of full width
 CELLS = 2**24
 """(context, feature) pairs that the statistics are given at once: 128 MiB of int64."""
 _BLOCK = 8192  # features whose norms are taken at once
-
-
-class Buffers:
-    """Memory for the pre-activations of a tile; SAEs that take turns share it.
-
-    Fresh memory would cost more than the scan: page faults on every tile.
-    """
-
-    def __init__(self) -> None:
-        self._pre, self._mask = torch.empty(0), torch.empty(0, dtype=torch.bool)
-
-    def views(self, n_rows: int, width: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pre-activations and a mask, [n_rows, width], of the last call's memory."""
-        n, fits = n_rows * width, self._pre.dtype is like.dtype
-        if self._pre.numel() < n or self._pre.device != like.device or not fits:
-            self._pre = torch.empty(n, dtype=like.dtype, device=like.device)
-            self._mask = torch.empty(n, dtype=torch.bool, device=like.device)
-        return self._pre[:n].view(n_rows, width), self._mask[:n].view(n_rows, width)
 
 
 class SparseAutoencoder:
@@ -67,7 +54,7 @@ class SparseAutoencoder:
         What its files say.
     weights : mapping of str to Tensor
         As `load_weights` returns them. They are copied, not changed.
-    buffers : Buffers, optional
+    blocks : Blocks, optional
         Shared with SAEs that encode at other times; None makes its own.
     """
 
@@ -78,7 +65,7 @@ class SparseAutoencoder:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        buffers: Buffers | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         self.spec = spec
         self.weight_columns = weight_columns(weights)
@@ -98,7 +85,8 @@ class SparseAutoencoder:
         self._w_skip = weights["W_skip"].to(device, dtype) if spec.skip else None
         self._selection = _selection(spec, weights, width=width, device=device, dtype=dtype)
         self._tile_elements = TILE_ELEMENTS.get(device.type, _TILE_ELEMENTS)
-        self._buffers = buffers or Buffers()
+        self._first = [0, *accumulate(part.numel() for part in self._b_enc)]
+        self._blocks = blocks or Blocks(Lanes(device))
 
     @property
     def decoder(self) -> Float[Tensor, "d_sae d_out"]:
@@ -126,7 +114,7 @@ class SparseAutoencoder:
                 return Normalized(x)
 
     def encode(
-        self, x: Float[Tensor, "row d_in"], contexts: Contexts
+        self, x: Float[Tensor, "row d_in"], contexts: Contexts, *, aside: bool = False
     ) -> Iterator[Activations]:
         """Yield the active (row, feature) pairs of valid rows, some features at a time.
 
@@ -136,19 +124,29 @@ class SparseAutoencoder:
             Normalised activations of all tokens of `contexts`.
         contexts : Contexts
             Where the rows are and which are valid.
+        aside : bool
+            Whether what is yielded is used on the second of the `Lanes`.
         """
         if self.spec.apply_b_dec_to_input:
             x = x - self._b_dec
-        masked = flat_nonzero(~contexts.valid.reshape(-1))
+        lanes = self._blocks.lanes
+        lanes.join()
+        masked = Masked(contexts, x.device)
         first = 0
         for tiles in self._spans(contexts.n):
             scan = self._selection(x.shape[0])
-            width = 0
-            for tile in tiles:
-                self._scan_tile(scan, x, masked, tile=tile, first=first + width)
-                width += self._w_enc[tile].shape[1]
-            row, feature, value = scan.result()
-            yield Activations(contexts, row, feature, value.to(torch.float32), first, width)
+            for block in lanes.ahead_of(self._marked(scan, x, masked, tiles=tiles)):
+                with lanes.aside(block.marked):
+                    row, column, value = block.found()
+                    feature = column + self._first[block.tile]
+                    scan.take(row, feature, value, tile=block.tile)
+            width = self._first[tiles.stop] - first
+            with lanes.aside():
+                row, feature, value = scan.result()
+                value = value.to(torch.float32)
+            if not aside:
+                lanes.join()
+            yield Activations(contexts, row, feature, value, first, width)
             first += width
 
     def _spans(self, n_contexts: int) -> Iterator[range]:
@@ -160,23 +158,26 @@ class SparseAutoencoder:
         for start in range(0, n, together):
             yield range(start, min(start + together, n))
 
-    def _scan_tile(
-        self, scan: Scan, x: Tensor, masked: Tensor, *, tile: int, first: int
-    ) -> None:
-        width = self._w_enc[tile].shape[1]
-        n_rows = max(1, self._tile_elements // width)
-        for start in range(0, x.shape[0], n_rows):
-            some = x[start : start + n_rows]
-            pre, mask = self._buffers.views(some.shape[0], width, like=self._w_dec)
-            torch.addmm(self._b_enc[tile], some, self._w_enc[tile], out=pre)
-            scan.mark(pre, mask, first_row=start, tile=tile)
-            if masked.numel():
-                inside = masked[(masked >= start) & (masked < start + some.shape[0])]
-                mask.index_fill_(0, inside - start, False)
-            index = flat_nonzero(mask)
-            row = torch.div(index, width, rounding_mode="floor")
-            feature = index - row * width + first
-            scan.take(row + start, feature, pre.view(-1).take(index), tile=tile)
+    def _marked(
+        self, scan: Scan, x: Tensor, masked: Masked, *, tiles: range
+    ) -> Iterator[Block]:
+        """Yield pre-activations of some rows and features, marked where they may be active."""
+        for tile in tiles:
+            if tile > tiles.start:  # what was found in the ones before raises the floor
+                self._blocks.lanes.join()
+            width = self._w_enc[tile].shape[1]
+            n_rows = max(1, self._tile_elements // width)
+            for start in range(0, x.shape[0], n_rows):
+                some = x[start : start + n_rows]
+                block = self._blocks.next(some.shape[0], width, like=self._w_dec)
+                block.tile, block.first_row = tile, start
+                torch.addmm(self._b_enc[tile], some, self._w_enc[tile], out=block.pre)
+                scan.mark(block.pre, block.mask, first_row=start, tile=tile)
+                inside = masked.between(start, start + some.shape[0])
+                if inside is not None:
+                    block.mask.index_fill_(0, inside, False)
+                block.marked = self._blocks.lanes.here()
+                yield block
 
     def decode(self, batch: Activations, *, n_rows: int) -> Float[Tensor, "row d_out"]:
         """Return what the features of `batch` add to each row of the baseline."""
@@ -204,7 +205,7 @@ class SparseAutoencoder:
 
 def _tile_width(spec: SaeSpec, device: torch.device) -> int:
     """Return how many features are encoded at once."""
-    width = FEATURE_TILE if device.type == "cpu" else _TILE_ELEMENTS // 2**10
+    width = FEATURE_TILE if device.type == "cpu" else _TILE_ELEMENTS // _ROWS_OF_OTHERS
     if spec.architecture == "groupmax":  # a tile holds whole groups
         size = spec.d_sae // (spec.k or 1)
         return size * max(1, width // size)
@@ -286,7 +287,7 @@ def load_sae(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    buffers: Buffers | None = None,
+    blocks: Blocks | None = None,
 ) -> Autoencoder:
     """Load an SAE or transcoder of any format that `describe_sae` knows.
 
@@ -298,5 +299,5 @@ def load_sae(
     if spec.factory is not None:
         return load_custom(spec, device=device, dtype=dtype)
     return SparseAutoencoder(
-        spec, load_weights(spec), device=device, dtype=dtype, buffers=buffers
+        spec, load_weights(spec), device=device, dtype=dtype, blocks=blocks
     )

@@ -50,11 +50,21 @@ class Contexts:
         Token ids; anything where there is padding.
     valid : Tensor bool [context pos]
         False on padding and on masked tokens.
+    masked : ndarray int64 [row], optional
+        Where `valid`, flattened, is False, if it is known already; ascending.
     """
 
     number: Int64[Tensor, " context"]
     tokens: Int64[Tensor, "context pos"]
     valid: Bool[Tensor, "context pos"]
+    masked: np.ndarray | None = None
+
+    @cached_property
+    def masked_rows(self) -> np.ndarray:
+        """Where `valid`, flattened, is False: int64 [row], ascending, on the CPU."""
+        if self.masked is not None:
+            return self.masked
+        return np.flatnonzero(~self.valid.cpu().numpy())
 
     @classmethod
     def consecutive(cls, first: int, tokens: Tensor, valid: Tensor) -> "Contexts":
@@ -136,6 +146,7 @@ class Activations:
             self.contexts.number.to(device),
             self.contexts.tokens.to(device),
             self.contexts.valid.to(device),
+            self.contexts.masked,
         )
         return Activations(
             there,

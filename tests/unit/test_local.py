@@ -29,9 +29,8 @@ from extraction_kit.results import result_digest
 from extraction_kit.sources.sae_weights import load_weights
 from extraction_kit.testing import tiny_training
 from extraction_kit.trainings import describe_sae, describe_training
-from tests.devices import DEVICE
 
-SETTINGS = xk.Settings(threads=1, device=DEVICE, tile_tokens=48)
+SETTINGS = xk.Settings(threads=1, device="cpu", tile_tokens=48)
 CONFIG = xk.ExtractionConfig(context_size=12, top_k=4, window=(3, 2))
 HOOK = "blocks.1.hook_resid_post"
 
@@ -376,7 +375,7 @@ def test_registering_an_object_says_what_to_type_instead(tiny, sae, tmp_path):
 
 
 def test_objects_and_folders_at_several_hooks_give_what_each_gives_alone(here, tiny, sae):
-    report = xk.Settings(threads=1, device=DEVICE, tile_tokens=48, preflight="report")
+    report = xk.Settings(threads=1, device="cpu", tile_tokens=48, preflight="report")
     saes = {"own": sae, "pair": (sae.encode, sae.decode), "file": tiny.saes["topk"]}
     hooks = {"own": HOOK, "pair": "blocks.0.hook_resid_post"}
     before = state_of(sae)

@@ -18,7 +18,6 @@ from extraction_kit.sources import custom_sae, load_sae
 from extraction_kit.sources.preflight import DOUBTFUL_FVU
 from extraction_kit.testing import random_sae_weights, save_sae, tiny_training
 from extraction_kit.trainings import describe_sae, describe_training
-from tests.devices import DEVICE
 
 D_IN, D_SAE = 16, 48
 HOOK = "blocks.1.hook_resid_post"
@@ -89,7 +88,7 @@ def extracted(importable, tmp_path):
     config = ExtractionConfig(context_size=12, top_k=4, window=(3, 2))
 
     def run(sae, **options):
-        settings = Settings(threads=1, device=DEVICE, tile_tokens=48, **options)
+        settings = Settings(threads=1, device="cpu", tile_tokens=48, **options)
         training = describe_training("t", sae=sae, model=tiny.model, hook_name=HOOK)
         importable()
         paths = Paths.of(tmp_path / "workspace", settings)

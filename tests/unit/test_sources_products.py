@@ -29,7 +29,7 @@ def found_by(rows, others, k, **options):
         for some in torch.split(rows, products.n_rows)
     ]
     return [
-        [torch.cat([part[end][i] for part in parts]).numpy() for i in (0, 1)]
+        [torch.cat([part[end][i] for part in parts]).cpu().numpy() for i in (0, 1)]
         for end in (0, 1)
     ]
 

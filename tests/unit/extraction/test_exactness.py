@@ -14,6 +14,7 @@ from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.rig import Rig
 from extraction_kit.results import result_digest
 from extraction_kit.sources.devices import cpu_threads
+from extraction_kit.sources.lanes import Lanes
 from extraction_kit.testing import tiny_training
 from extraction_kit.trainings import describe_training
 from tests.unit.extraction.oracle import (
@@ -125,7 +126,7 @@ def active_of(sae, x, tile):
     """Return dense activations of a tile, [context, position, feature]."""
     dense = torch.zeros(tile.contexts.tokens.numel(), D_SAE)
     for part in sae.encode(sae.normalize(x).x, tile.contexts):
-        dense[part.row, part.feature] = part.value
+        dense[part.row.cpu(), part.feature.cpu()] = part.value.cpu()
     return dense.view(*tile.contexts.tokens.shape, D_SAE)
 
 
@@ -233,3 +234,18 @@ def test_tiles_of_any_size_agree_within_the_stated_tolerance(
         assert np.abs(other.histograms - one.histograms).sum() <= 2 * MOVED * n_active
         assert other.summary["fvu"] == pytest.approx(one.summary["fvu"], rel=ACROSS_TILES)
         assert other.summary["n_tokens"] == one.summary["n_tokens"]
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "topk"])
+def test_work_that_is_queued_ahead_as_on_a_gpu_changes_nothing(
+    parts, architecture, monkeypatch
+):
+    training, corpus = parts(architecture, CONFIGS["masked"])
+    monkeypatch.setattr("extraction_kit.sources.saes.FEATURE_TILE", 24)
+    monkeypatch.setattr("extraction_kit.sources.saes.TILE_ELEMENTS", {"cpu": 7 * 24})
+    options = {"config": CONFIGS["masked"], "settings": REPORT}
+    one_by_one = extract(training, corpus, **options)
+    monkeypatch.setattr(Lanes, "ahead", 1)
+    ahead = extract(training, corpus, **options)
+    assert result_digest(ahead) == result_digest(one_by_one)
+    assert ahead.summary["fvu"] == one_by_one.summary["fvu"]

@@ -193,6 +193,7 @@ def test_features_are_drawn_after_a_tenth_of_the_corpus(parts, n_tokens, n_drawn
     contexts = Contexts.consecutive(0, torch.zeros(shape, dtype=torch.int64), valid)
     rows, features = row.repeat_interleave(2), torch.tensor([3, 5] * 6)
     active = Activations(contexts, rows, features, torch.ones(12), 0, training.sae.d_sae)
+    active = active.to(made._statistics.device)
     x = torch.randn(72, training.sae.d_in)
     made._statistics.update(active).update_quality(x, x, n_active=12)
     made.look()

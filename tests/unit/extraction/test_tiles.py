@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from extraction_kit.config import TILE_TOKENS, TILE_TOKENS_OF_OTHERS
 from extraction_kit.errors import BadSettings
 from extraction_kit.extraction import extract
 from extraction_kit.results import result_digest
 from extraction_kit.sources.saes import SparseAutoencoder
+from tests.devices import DEVICE
 from tests.unit.extraction.oracle import CONFIG, SETTINGS
 from tests.unit.extraction.stops import resumed
 
@@ -43,12 +45,13 @@ def small_memory(monkeypatch):
 
 
 AUTO = replace(SETTINGS, tile_tokens=None)
+USUAL = TILE_TOKENS.get(torch.device(DEVICE).type, TILE_TOKENS_OF_OTHERS)
 
 
 def test_a_tile_that_nobody_chose_is_halved_until_it_fits(parts, small_memory):
     training, corpus = parts()
     whole = extract(training, corpus, config=CONFIG, settings=AUTO)
-    assert whole.provenance["fingerprint"]["tile_contexts"] == 1024 // 12
+    assert whole.provenance["fingerprint"]["tile_contexts"] == USUAL // 12
     small_memory(rows=60)
     halved = extract(training, corpus, config=CONFIG, settings=AUTO)
     assert halved.provenance["fingerprint"]["tile_contexts"] == 5  # 85, 42, 21, 10, 5

@@ -191,9 +191,9 @@ def test_layers_above_the_last_hookpoint_are_not_loaded(rig):
     assert rig("late", "early").model.model.config.num_hidden_layers == 3
 
 
-def test_the_buffers_of_one_sae_serve_all(rig):
+def test_the_memory_for_blocks_of_one_sae_serves_all(rig):
     one, other = (station.sae for station in rig("topk", "late").stations)
-    assert one._buffers is other._buffers
+    assert one._blocks is other._blocks
 
 
 # --- interruption -----------------------------------------------------------------------

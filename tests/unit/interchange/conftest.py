@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import extraction_kit as xk
-from tests.devices import DEVICE
 
 CONTEXT = 16
 CONFIG = xk.ExtractionConfig(
@@ -18,7 +17,7 @@ CONFIG = xk.ExtractionConfig(
     n_logits=5,
     n_neighbours=4,
 )
-SETTINGS = xk.Settings(threads=1, device=DEVICE, tile_tokens=64)
+SETTINGS = xk.Settings(threads=1, device="cpu", tile_tokens=64)
 
 
 @pytest.fixture(scope="package")

@@ -8,7 +8,6 @@ from safetensors.numpy import load_file
 
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadExport
-from tests.devices import DEVICE
 
 MODULE = "model.layers.1"
 
@@ -121,7 +120,7 @@ def test_features_that_are_not_known_completely_are_refused(tiny, tmp_path):
         config=xk.ExtractionConfig(
             context_size=16, n_tokens=1000, top_k=2, window=(2, 2), n_logits=0
         ),
-        settings=xk.Settings(threads=1, device=DEVICE, tile_tokens=64),
+        settings=xk.Settings(threads=1, device="cpu", tile_tokens=64),
     )
     with pytest.raises(BadExport, match=r"its examples hold .* incomplete=True"):
         few.export.delphi(tmp_path / "few")
