@@ -116,7 +116,8 @@ check: $(STAMP) ## Run linter, formatter, type checker and import contracts
 	if [ -n "$$failed" ]; then echo "make check: failed:$$failed" >&2; exit 1; fi
 
 notebooks: $(STAMP) ## Run the notebooks and compare what they show with what is stored
-	$(PYTEST) --timeout 900 --nbval --nbval-current-env --nbval-cell-timeout 600 \
+	@mkdir -p build
+	$(PYTEST) -n $(CORES) --maxprocesses 4 --dist loadfile --timeout 900 --nbval --nbval-current-env --nbval-cell-timeout 600 \
 	  --nbval-sanitize-with notebooks/sanitize.cfg notebooks/ $(ARGS)
 
 pictures: $(STAMP) ## Take the README's pictures anew, from a real run in a real JupyterLab

@@ -3,6 +3,7 @@
 pytest's fixtures do not reach notebook cells, hooks do; a kernel inherits this environment.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -16,10 +17,12 @@ _home = tempfile.TemporaryDirectory(prefix="xk-notebooks-")
 
 def pytest_collection_finish(session) -> None:
     """Make the demo's model, texts and SAE if need be, and point the notebooks to them."""
-    if not session.items or session.config.option.collectonly:
+    if not getattr(session, "items", None) or session.config.option.collectonly:
         return
-    command = [sys.executable, "-m", "extraction_kit.demo", "--parts-only"]
-    subprocess.run([*command, "--workspace", PARTS], cwd=ROOT, check=True)  # noqa: S603
+    with (ROOT / "build" / "parts.lock").open("w") as lock:  # of several processes one does
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-m", "extraction_kit.demo", "--parts-only"]
+        subprocess.run([*command, "--workspace", PARTS], cwd=ROOT, check=True)  # noqa: S603
     (Path(_home.name) / "demo").symlink_to(ROOT / PARTS / "demo")
     os.environ["EXTRACTION_KIT_HOME"] = _home.name
     os.environ["EXTRACTION_KIT_STATIC"] = "1"
