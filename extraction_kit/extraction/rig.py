@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -220,7 +221,7 @@ class Rig:
 
     def _look_at_first_tile(self) -> None:
         with closing(self.tiles()) as tiles:
-            tile = next(tiles)
+            tile, *_held = islice(tiles, 1 + self.lanes.ahead)  # as many as later on
         for each in self.stations:
             with each.naming():
                 each.look_at(

@@ -36,9 +36,7 @@ FEATURE_TILE = 2048
 """Features encoded at once on a CPU: their weights and pre-activations stay in its cache."""
 TILE_ELEMENTS = {"cpu": 2**21}
 """Pre-activations in a block, by type of device: 8 MiB in float32."""
-_TILE_ELEMENTS = (
-    2**26
-)  # of other devices: 256 MiB, since each block costs a synchronisation
+_TILE_ELEMENTS = 2**26  # of other devices: 256 MiB, since each block is waited for
 _ROWS_OF_OTHERS = 2**9  # in a block of full width
 CELLS = 2**24
 """(context, feature) pairs that the statistics are given at once: 128 MiB of int64."""
