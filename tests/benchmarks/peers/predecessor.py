@@ -16,7 +16,7 @@ from collections import defaultdict
 
 import numpy as np
 import torch
-from inputs import K
+from inputs import K_OF_TOPK
 from measuring import HOOK_BLOCK, TOP_K, Watch, answer, arguments, one_thread
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -78,7 +78,7 @@ def encode(sae, x):
     p = (x - sae["b_dec"]) @ sae["W_enc"] + sae["b_enc"]
     if "threshold" in sae:
         return p.relu() * (p > sae["threshold"])
-    best = p.topk(K, dim=-1)
+    best = p.topk(K_OF_TOPK, dim=-1)
     return torch.zeros_like(p).scatter_(-1, best.indices, best.values.relu())
 
 
