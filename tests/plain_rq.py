@@ -126,8 +126,8 @@ class PlainRq:
     def status(self) -> str:
         try:
             return str(Job.fetch("job", connection=self.connection).get_status().value)
-        except rq.exceptions.NoSuchJobError:
-            return "unknown"
+        except (rq.exceptions.NoSuchJobError, rq.exceptions.InvalidJobOperation):
+            return "unknown"  # gone before it was read, or while it was
 
     def until_status(self, status: JobStatus) -> None:
         until(lambda: self.status == status.value, f"status {status.value}")
