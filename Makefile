@@ -116,7 +116,6 @@ check: $(STAMP) ## Run linter, formatter, type checker and import contracts
 	if [ -n "$$failed" ]; then echo "make check: failed:$$failed" >&2; exit 1; fi
 
 notebooks: $(STAMP) ## Run the notebooks and compare what they show with what is stored
-	@mkdir -p build
 	$(PYTEST) -n $(CORES) --maxprocesses 4 --dist loadfile --timeout 900 --nbval --nbval-current-env --nbval-cell-timeout 600 \
 	  --nbval-sanitize-with notebooks/sanitize.cfg notebooks/ $(ARGS)
 
@@ -125,7 +124,7 @@ pictures: $(STAMP) ## Take the README's pictures anew, from a real run in a real
 
 check-full: $(STAMP) ## Run everything but the benchmarks (hours)
 	@$(MAKE) check
-	$(PYTEST) -m "not benchmark and not golden and not browser and not gpu" tests
+	$(PYTEST) $(SHAPES) -m "not benchmark and not golden and not browser and not gpu" tests
 	@$(MAKE) pictures
 	@for round in 1 2 3 4 5; do \
 	  echo "browser tests, round $$round of 5"; $(MAKE) test-browser || exit 1; \
@@ -164,7 +163,8 @@ bench: $(STAMP) ## Print speed and memory figures of this machine
 install: $(STAMP) ## Make .venv and install everything that the other targets need
 
 # An environment that is out of date is brought up to date; one whose Python is gone, or too
-# old, is made anew. The stamp comes last: an installation that was interrupted is repeated.
+# old, is made anew. Packages are compiled on all cores; some bring templates that are no
+# Python 3 and cannot be. The stamp comes last: an interrupted installation is repeated.
 $(STAMP): pyproject.toml constraints.txt
 	@if ! { $(PY) -c '$(IN_RANGE)' && $(PY) -m pip --version; } >/dev/null 2>&1; then \
 	  $(FIND_PYTHON); \

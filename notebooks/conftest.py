@@ -19,6 +19,7 @@ def pytest_collection_finish(session) -> None:
     """Make the demo's model, texts and SAE if need be, and point the notebooks to them."""
     if not getattr(session, "items", None) or session.config.option.collectonly:
         return
+    (ROOT / "build").mkdir(exist_ok=True)
     with (ROOT / "build" / "parts.lock").open("w") as lock:  # of several processes one does
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = [sys.executable, "-m", "extraction_kit.demo", "--parts-only"]

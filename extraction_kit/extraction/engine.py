@@ -21,9 +21,10 @@ from extraction_kit.extraction.preview import Previews
 from extraction_kit.extraction.progress import OnProgress, Progress, Rate
 from extraction_kit.extraction.result import Pass, results_of
 from extraction_kit.extraction.rig import Rig
-from extraction_kit.extraction.station import Station
+from extraction_kit.extraction.station import Encoded, Station
 from extraction_kit.results import ExtractionResult
 from extraction_kit.sources.devices import cpu_threads
+from extraction_kit.sources.lanes import Mark
 from extraction_kit.trainings import Training
 
 
@@ -294,20 +295,21 @@ class _Extraction:
 
     def _batch(self) -> None:
         lanes, tile = self.rig.lanes, self.following or next(self.tiles)
-        found = []
-        for station in self.rig.stations:
-            with station.naming():
-                found.append(station.encode(tile))
-        encoded = lanes.here()
-        # A GPU has the next tile to read while this one is counted.
-        self.following = next(self.tiles, None) if lanes.ahead else None
-        with lanes.aside(encoded):
-            for station, each in zip(self.rig.stations, found, strict=True):
-                with station.naming():
-                    station.count(each)
-        lanes.join()
+        for station, found, encoded in lanes.ahead_of(self._encoded(tile)):
+            with lanes.aside(encoded), station.naming():
+                station.count(found)
+            lanes.join()
         self.n_contexts_done += len(tile.batch)
         self.n_tokens_done += int(tile.batch.valid.sum())
+
+    def _encoded(self, tile: Tile) -> Iterator[tuple[Station, Encoded, Mark]]:
+        """Yield what each SAE finds in a tile; where work is queued ahead, read the next."""
+        lanes = self.rig.lanes
+        for station in self.rig.stations:
+            with station.naming():
+                found = station.encode(tile)
+            yield station, found, lanes.here()
+        self.following = next(self.tiles, None) if lanes.ahead else None
 
     def results(self) -> list[ExtractionResult]:
         """Return what was measured."""

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from extraction_kit.sources.devices import sent
-from extraction_kit.sources.lanes import Lanes
+from extraction_kit.sources.lanes import Lanes, Mark
 from extraction_kit.stats import Contexts
 from extraction_kit.stats.activations import flat_nonzero
 
@@ -21,9 +21,9 @@ class Block:
     mask: Bool[Tensor, "row feature"]
     slot: "_Slot"
     lanes: Lanes
-    tile: int = 0
-    first_row: int = 0
-    marked: torch.cuda.Event | None = None
+    tile: int
+    first_row: int
+    marked: Mark = None
     """Behind what filled it."""
 
     def found(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +40,7 @@ class Block:
 class _Slot:
     pre: Tensor
     mask: Tensor
-    read: torch.cuda.Event | None = None
+    read: Mark = None
 
 
 class Blocks:
@@ -56,20 +56,24 @@ class Blocks:
             for _ in range(1 + lanes.ahead)
         ]
 
-    def next(self, n_rows: int, width: int, *, like: Tensor) -> Block:
-        """Return memory for [n_rows, width] numbers of the type of `like`, where it is."""
+    def next(
+        self, shape: tuple[int, int], *, like: Tensor, tile: int, first_row: int
+    ) -> Block:
+        """Return memory for `shape` numbers of the type of `like`, where it is."""
         slot = self._slots.pop(0)
         self._slots.append(slot)
         self.lanes.wait_for(slot.read)
-        n, fits = n_rows * width, slot.pre.dtype is like.dtype
+        n, fits = shape[0] * shape[1], slot.pre.dtype is like.dtype
         if slot.pre.numel() < n or slot.pre.device != like.device or not fits:
             slot.pre = torch.empty(n, dtype=like.dtype, device=like.device)
             slot.mask = torch.empty(n, dtype=torch.bool, device=like.device)
         return Block(
-            slot.pre[:n].view(n_rows, width),
-            slot.mask[:n].view(n_rows, width),
+            slot.pre[:n].view(shape),
+            slot.mask[:n].view(shape),
             slot=slot,
             lanes=self.lanes,
+            tile=tile,
+            first_row=first_row,
         )
 
 

@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 
 Piece = TypeVar("Piece")
+Mark = torch.cuda.Event | None
+"""A place in a queue; None where there is one queue only."""
 
 
 class Lanes:
@@ -49,20 +51,20 @@ class Lanes:
                 yield queued.popleft()
         yield from queued
 
-    def here(self) -> torch.cuda.Event | None:
+    def here(self) -> Mark:
         """Return a mark behind what is queued so far."""
         if self._side is None:
             return None
         mark: torch.cuda.Event = torch.cuda.current_stream(self._device).record_event()
         return mark
 
-    def wait_for(self, mark: torch.cuda.Event | None) -> None:
+    def wait_for(self, mark: Mark) -> None:
         """Let what is queued from now on come after a mark."""
         if mark is not None:
             torch.cuda.current_stream(self._device).wait_event(mark)
 
     @contextmanager
-    def aside(self, after: torch.cuda.Event | None = None) -> Iterator[None]:
+    def aside(self, after: Mark = None) -> Iterator[None]:
         """Queue what is inside on the second lane, behind a mark of the main one.
 
         Without a mark behind all that is on the main lane.

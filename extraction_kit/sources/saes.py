@@ -160,21 +160,25 @@ class SparseAutoencoder:
         self, scan: Scan, x: Tensor, masked: Masked, *, tiles: range
     ) -> Iterator[Block]:
         """Yield pre-activations of some rows and features, marked where they may be active."""
+        lanes = self._blocks.lanes
         for tile in tiles:
-            if tile > tiles.start:  # what was found in the ones before raises the floor
-                self._blocks.lanes.join()
+            if tile > tiles.start:
+                with lanes.aside():
+                    scan.settle(tile=tile)
+                lanes.join()
             width = self._w_enc[tile].shape[1]
             n_rows = max(1, self._tile_elements // width)
             for start in range(0, x.shape[0], n_rows):
                 some = x[start : start + n_rows]
-                block = self._blocks.next(some.shape[0], width, like=self._w_dec)
-                block.tile, block.first_row = tile, start
+                block = self._blocks.next(
+                    (some.shape[0], width), like=self._w_dec, tile=tile, first_row=start
+                )
                 torch.addmm(self._b_enc[tile], some, self._w_enc[tile], out=block.pre)
                 scan.mark(block.pre, block.mask, first_row=start, tile=tile)
                 inside = masked.between(start, start + some.shape[0])
                 if inside is not None:
                     block.mask.index_fill_(0, inside, False)
-                block.marked = self._blocks.lanes.here()
+                block.marked = lanes.here()
                 yield block
 
     def decode(self, batch: Activations, *, n_rows: int) -> Float[Tensor, "row d_out"]:

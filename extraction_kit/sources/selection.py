@@ -40,6 +40,10 @@ class Scan(ABC):
     ) -> None:
         """Set `mask` where entries of `pre` may be active."""
 
+    def settle(self, *, tile: int) -> None:
+        """Learn from what was found so far, before `tile` is marked; not before the first."""
+        del tile
+
     def take(self, row: Tensor, feature: Tensor, value: Tensor, *, tile: int) -> None:
         """Take in the marked entries of a tile."""
         del tile
@@ -124,15 +128,16 @@ class Largest(Scan):
         rows = slice(first_row, first_row + pre.shape[0])
         if tile == 0 and self._k <= pre.shape[1]:
             self._floor[rows] = floor_of_largest(pre, self._k).clamp_(min=0)
-        elif first_row == 0 and tile >= 2 * self._raised_at:
-            self._raise(self._floor, tile)
         torch.ge(pre, self._floor[rows, None], out=mask)
 
-    def _raise(self, floor: Tensor, tile: int) -> None:
+    def settle(self, *, tile: int) -> None:
+        """Raise the floor, and keep the k largest so far."""
+        if self._floor is None or tile < 2 * self._raised_at:
+            return
         self._raised_at = tile
         row, feature, value = by_row(joined(self.parts))
         best, last = largest_per_row(row, value, k=self._k, n_rows=self._n_rows)
-        torch.maximum(floor, last, out=floor)
+        torch.maximum(self._floor, last, out=self._floor)
         self.parts = [(row[best], feature[best], value[best])]
 
     def result(self) -> Found:

@@ -1,5 +1,6 @@
 """The compute tile: found before the first token, kept afterwards, and without effect."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch
 from extraction_kit.config import TILE_TOKENS, TILE_TOKENS_OF_OTHERS
 from extraction_kit.errors import BadSettings
 from extraction_kit.extraction import extract
+from extraction_kit.extraction.feed import Tile
+from extraction_kit.extraction.rig import Rig
 from extraction_kit.results import result_digest
+from extraction_kit.sources.lanes import Lanes
 from extraction_kit.sources.saes import SparseAutoencoder
 from tests.devices import DEVICE
 from tests.unit.extraction.oracle import CONFIG, SETTINGS
@@ -58,6 +62,26 @@ def test_a_tile_that_nobody_chose_is_halved_until_it_fits(parts, small_memory):
     chosen = replace(SETTINGS, tile_tokens=60)
     same = extract(training, corpus, config=CONFIG, settings=chosen)
     assert result_digest(halved) == result_digest(same)
+
+
+def test_a_tile_is_halved_where_the_one_queued_behind_it_does_not_fit_beside_it(
+    parts, monkeypatch
+):
+    computed, live = Rig._computed, weakref.WeakSet()
+
+    def in_little_memory(rig, fed):
+        if live and rig.tile > 5:
+            raise torch.OutOfMemoryError
+        tile = computed(rig, fed)
+        live.add(tile)
+        return tile
+
+    monkeypatch.setattr(Tile, "__hash__", object.__hash__)  # its arrays have none
+    monkeypatch.setattr(Rig, "_computed", in_little_memory)
+    monkeypatch.setattr(Lanes, "ahead", 1)
+    training, corpus = parts()
+    halved = extract(training, corpus, config=CONFIG, settings=AUTO)
+    assert halved.provenance["fingerprint"]["tile_contexts"] == 5
 
 
 def test_a_resumed_run_keeps_the_tile_of_its_checkpoint(parts, stopped, undisturbed):

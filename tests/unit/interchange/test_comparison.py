@@ -20,9 +20,8 @@ from extraction_kit.errors import (
     UnknownTraining,
 )
 from extraction_kit.sources.matching import nearest, same
-from tests.devices import DEVICE
 
-SETTINGS = xk.Settings(threads=1, device=DEVICE, tile_tokens=64)
+SETTINGS = xk.Settings(threads=1, device="cpu", tile_tokens=64)
 COMPARE = (
     "import sys, extraction_kit as xk; a, b, home = sys.argv[1:];"
     "rows = xk.Workspace(home).compare(xk.LocalResult(a), xk.LocalResult(b));"
@@ -90,9 +89,7 @@ def test_the_nearest_are_those_of_all_cosines_whatever_the_blocks(block_elements
     a[5], b[9] = 0, 0
     b[100] = b[20] * 3  # the same direction: the first counts
     whole = cosines(a.double().numpy(), b.double().numpy())
-    index, cosine = nearest(
-        a, b, device=torch.device(DEVICE), block_elements=block_elements
-    )
+    index, cosine = nearest(a, b, device=torch.device("cpu"), block_elements=block_elements)
     alive = np.arange(77) != 5
     assert index[alive].tolist() == whole.argmax(axis=1)[alive].tolist()
     assert np.allclose(cosine, whole.max(axis=1), atol=1e-6)
