@@ -59,6 +59,8 @@ test: $(STAMP) ## Run all tests that need no browser
 GPU_TESTS := tests/unit/extraction tests/unit/test_stats_contract.py \
 	tests/unit/test_sources_preflight.py tests/unit/test_sources_products.py
 test-gpu: $(STAMP) ## Run the tests that need a GPU, and those of the computation on it
+	@$(PY) -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else \
+	  "make test-gpu: torch sees no CUDA device here; make test needs none")'
 	TEST_DEVICE=cuda $(AT_ONCE) -m "not slow" $(GPU_TESTS) $(ARGS)
 	$(PYTEST) -m gpu tests $(ARGS)
 
