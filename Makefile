@@ -19,9 +19,9 @@ PYTEST := $(PY) -m pytest
 # Many tests at once; one thread each, or those of one test would take the others' cores.
 # `make test ARGS="-n 0"` runs them one after the other.
 ONE_EACH := env OMP_NUM_THREADS=1 $(PYTEST) --maxprocesses 4
-# One more than there are cores: many tests wait for processes that they started.
+# More than there are cores: many tests wait for processes that they started.
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-AT_ONCE := $(ONE_EACH) -n $(shell expr $(CORES) + 1) --dist worksteal
+AT_ONCE := $(ONE_EACH) -n $(shell expr $(CORES) + 2) --dist worksteal
 ARGS ?=
 comma := ,
 space := $(subst ,, )

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from extraction_kit.catalog.labelled import label_table
 from extraction_kit.catalog.relations import CatalogRows
 from extraction_kit.config import STATISTICS_FORMAT
 from extraction_kit.corpora.corpus import CONTEXTS
+from extraction_kit.errors import CatalogLocked
 from extraction_kit.ledger import bulk, labels
 from extraction_kit.ledger.store import Store
 from extraction_kit.lifecycle import CLAIMED, RunState
@@ -147,15 +149,23 @@ def _label_history(store: Store, said: tuple[object, ...] | None) -> pa.Table:
     )
 
 
-def refresh_snapshot(bench: Workbench) -> None:
+# A process frozen in the middle of a snapshot holds up nobody for longer.
+_PATIENCE_S = 30.0
+
+
+def refresh_snapshot(bench: Workbench, *, patience_s: float = _PATIENCE_S) -> None:
     """Rebuild ``catalog.duckdb``; a failure is logged: it is derived, and must cost nothing."""
     try:
-        write_snapshot(bench)
+        write_snapshot(bench, patience_s=patience_s)
+    except CatalogLocked as busy:
+        log.info("catalog.duckdb was not rebuilt: %s", busy)
     except Exception:
         log.exception("catalog.duckdb was not rebuilt")
 
 
-def write_snapshot(bench: Workbench, *, anew: bool = False) -> bool:
+def write_snapshot(
+    bench: Workbench, *, anew: bool = False, patience_s: float = _PATIENCE_S
+) -> bool:
     """Rebuild ``catalog.duckdb``; readers that hold the old one are not disturbed.
 
     Of several processes that ask at the same time two rebuild it: the first, and one of
@@ -167,23 +177,40 @@ def write_snapshot(bench: Workbench, *, anew: bool = False) -> bool:
         The workspace.
     anew : bool
         Also if it shows all that the ledger knows.
+    patience_s : float
+        Seconds to wait for another process that rebuilds it.
 
     Returns
     -------
     bool
         Whether it was rebuilt.
+
+    Raises
+    ------
+    CatalogLocked
+        Another process has not finished rebuilding it in that time.
     """
     from extraction_kit.catalog.snapshot import write_snapshot as write  # noqa: PLC0415 - duckdb
 
     wanted = cursor(bench)
     # One at a time: of two writers the last one must also have read last.
-    with embedded.waiting_lock(bench.paths.run / "catalog.lock"):
+    path = bench.paths.run / "catalog.lock"
+    lock = embedded.take_lock(path, patience_s=patience_s)
+    if lock is None:
+        raise CatalogLocked(
+            f"another process has been rebuilding {bench.paths.catalog} for more than "
+            f"{patience_s:g} s (`fuser {path}` names it). If it is frozen, end it, then type "
+            "it again"
+        )
+    try:
         if not anew and _shows(bench, wanted):
             return False
         now = cursor(bench)
         write(bench.paths.catalog, catalog_rows(bench))
         card = {"cursor": now, **(_stamp(bench.paths.catalog) or {})}
         write_json(bench.paths.catalog_card, card, durable=False)
+    finally:
+        os.close(lock)
     return True
 
 

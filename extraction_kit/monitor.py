@@ -39,7 +39,8 @@ def look(bench: Workbench) -> list[str]:
     ``Settings.alert_webhook``.
     """
     lines = [f"run {done.run_id} {done.what}: {done.why}" for done in bench.reconcile()]
-    refresh_snapshot(bench)  # it may be gone, altered, or behind the ledger
+    # It may be gone, altered, or behind the ledger. Who rebuilds it now is not waited for.
+    refresh_snapshot(bench, patience_s=0)
     with bench.store.read() as connection:
         claimed = records.runs_in(connection, sorted(CLAIMED))
     return lines + [

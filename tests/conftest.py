@@ -25,6 +25,21 @@ SKIPS_ALLOWED_IN_CI: tuple[str, ...] = ()
 """How the reason of a skip may begin when ``CI`` is set: regular expressions, each with a why."""
 
 
+@pytest.hookimpl(trylast=True)  # after the tests that were not asked for are gone
+def pytest_collection_modifyitems(items):
+    """Spread the tests that wait for other processes evenly among those that compute.
+
+    Each of the processes that run tests gets a stretch of the list: one that had all the
+    waiting ones would end minutes after the others.
+    """
+    waiting = [item for item in items if "acceptance" in item.path.parts]
+    computing = [item for item in items if "acceptance" not in item.path.parts]
+    step = (len(computing) + 1) / (len(waiting) + 1)
+    places = [(number, item) for number, item in enumerate(computing)]
+    places += [((number + 1) * step - 0.5, item) for number, item in enumerate(waiting)]
+    items[:] = [item for _, item in sorted(places, key=lambda place: place[0])]
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport():
     """Judge the report of one test phase."""

@@ -8,6 +8,7 @@ from extraction_kit import ExtractionConfig, Settings, Workspace
 from extraction_kit.embedded import worker_pid
 from extraction_kit.ledger import events, records
 from extraction_kit.lifecycle import Move, RunState
+from extraction_kit.liveness import ProcessIdentity
 from tests.waiting import until
 
 # Small tiles make many batches: a run has a middle in which something can go wrong.
@@ -51,6 +52,11 @@ class Stage:
         """How many processes ever won a claim: the number of times it was computed."""
         return self.kinds(run).count(str(Move.CLAIM))
 
+    def seen_queued(self, run):
+        """Whether the monitor has seen the run wait in the queue."""
+        seen = self.bench.observations().load()
+        return seen.known_s(f"queue {self.record(run).job_id}", "queued listed") > 0
+
     def in_the_middle(self, run):
         """Wait until a checkpoint exists and batches are being computed; return the pid."""
         until(
@@ -67,10 +73,12 @@ class Stage:
 
     def close(self):
         with self.bench.store.read() as connection:
-            active = records.runs_in(connection, [RunState.EXTRACTING, RunState.PUBLISHING])
-        for record in active:
-            kill(record.process["pid"], signal.SIGCONT)
-            kill(record.process["pid"], signal.SIGKILL)
+            known = records.runs_in(connection, list(RunState))
+        for record in known:
+            if record.process is not None:  # an interrupted run's may be frozen
+                process = ProcessIdentity.from_dict(record.process)
+                process.signal(signal.SIGCONT)
+                process.signal(signal.SIGKILL)
         self.ws.down()
 
 

@@ -169,6 +169,8 @@ def test_a_job_that_the_server_forgot_is_sent_again_and_runs_once(stage):
     )
     run = stage.ws.launch("other", corpus=stage.tiny.corpus)
     first_job = stage.record(run).job_id
+    # Whoever looked while it was being sent has done so: else that look sends it once more.
+    until(lambda: stage.seen_queued(run), "an observer to see it in the queue")
     stage.bench.queue._redis.flushall()
     until(lambda: stage.record(run).attempt == 2, "a new attempt under a new id")
     assert stage.record(run).job_id != first_job

@@ -1,6 +1,7 @@
 """Verification names what is damaged, everything else works on, and exports stand alone."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,14 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from extraction_kit import cataloguing
+from extraction_kit import cataloguing, embedded
 from extraction_kit.catalog import export
 from extraction_kit.catalog.tables import CATALOG, Column
 from extraction_kit.cli import main
 from extraction_kit.errors import (
     BadExport,
     BadQuery,
+    CatalogLocked,
     ResultsDamaged,
     RunDeleted,
     UnknownRun,
@@ -318,6 +320,18 @@ def test_the_monitor_mends_the_snapshot(runs):
     look(runs.bench)
     with duckdb.connect(str(path), read_only=True) as snapshot:
         assert snapshot.execute("SELECT count(*) FROM runs").fetchall() == [(2,)]
+
+
+@pytest.mark.usefixtures("two")
+def test_a_process_frozen_while_it_rebuilds_the_snapshot_does_not_stop_the_monitor(runs):
+    lock = embedded.take_lock(runs.bench.paths.run / "catalog.lock")  # as that process does
+    look(runs.bench)
+    assert not runs.bench.paths.catalog.exists()
+    with pytest.raises(CatalogLocked, match=r"more than 0 s .*catalog.lock` names it"):
+        cataloguing.write_snapshot(runs.bench, patience_s=0)
+    os.close(lock)
+    look(runs.bench)
+    assert runs.bench.paths.catalog.exists()
 
 
 @pytest.mark.usefixtures("two")
