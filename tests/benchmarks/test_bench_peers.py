@@ -1,13 +1,15 @@
 """How fast the field's tools are on the same tokens, model and SAE, and where they are wrong.
 
 `make bench-peers` installs the peers into environments of their own below ``build/bench/peers``
-(minutes, once), measures each of them between two runs of `extraction_kit`, one thread,
-loading left out for all, prints the tables and writes ``build/bench/peers.json``. It takes
-about 40 minutes on a quiet machine; ``ARGS="-k topk-saelens"`` measures one pair, ``ARGS="-k
-tables"`` prints what was measured last, ``PEERS_ROUNDS`` (2) is how often each is measured.
+(minutes, once), measures each of them between two runs of `extraction_kit`, with a thread per
+core (``PEERS_THREADS``), loading left out for all, prints the tables and writes
+``build/bench/peers.json``. It takes about 40 minutes on a quiet machine; ``ARGS="-k
+topk-saelens"`` measures one pair, ``ARGS="-k tables"`` prints what was measured last,
+``PEERS_ROUNDS`` (2) is how often each is measured.
 
-``seconds`` are process CPU time; ``x_ours`` is the peer's over the mean of ours before and
-after it. Beside each time stands how well the two results agree.
+``seconds`` are what a person waits, ``cpu_seconds`` what all threads worked; ``x_ours`` and
+``x_ours_cpu`` are the peer's over the mean of ours before and after it. Beside each time stands
+how well the two results agree.
 """
 
 import json
@@ -21,7 +23,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks.peers.environments import FOLDER, OURS, NotInstalled, inputs, run
+from tests.benchmarks.peers.environments import (
+    FOLDER,
+    OURS,
+    THREADS,
+    NotInstalled,
+    inputs,
+    run,
+)
 from tests.benchmarks.peers.field import ALL_CONTEXTS, COMPUTES_OURS, PEERS, Peer
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
@@ -77,7 +86,7 @@ def row_of(name: str, architecture: str, computes: str, runs: list[dict]) -> dic
         "d_sae": D_SAE,
         "n_tokens": runs[-1]["n_tokens"],
         "seconds": round(seconds, 2),
-        "wall_seconds": round(statistics.median(one["wall_seconds"] for one in runs), 2),
+        "cpu_seconds": round(statistics.median(one["cpu_seconds"] for one in runs), 2),
         "tokens_per_s": round(runs[-1]["n_tokens"] / seconds, 1),
         "computes": computes,
         "peak_mib": max(one["peak_mib"] for one in runs),
@@ -96,15 +105,15 @@ def compared(peer: Peer, architecture: str) -> dict:
             2 * one[unit] / (before[unit] + after[unit])
             for before, one, after in zip(own, theirs, own[1:], strict=False)
         ]
-        for unit in ("seconds", "wall_seconds")
+        for unit in ("seconds", "cpu_seconds")
     }
     row = row_of(peer.name, architecture, peer.computes, theirs)
     row |= {
         "x_ours": round(statistics.median(ratios["seconds"]), 2),
         "x_ours_each": [round(one, 2) for one in ratios["seconds"]],
-        "x_ours_wall": round(statistics.median(ratios["wall_seconds"]), 2),
+        "x_ours_cpu": round(statistics.median(ratios["cpu_seconds"]), 2),
         "target": peer.target,
-        "load": round(os.getloadavg()[0], 1),  # 1 on a quiet machine: this benchmark itself
+        "load": round(os.getloadavg()[0], 1),  # of a quiet machine: `THREADS`
         "agreement": agreement(own[-1]["numbers"], theirs[-1]["numbers"]),
     }
     if "marginal" in theirs[-1]:
@@ -193,9 +202,8 @@ def keep(file: Path, found: object) -> None:
 
 def lines_of(rows: list[dict]) -> list[str]:
     """Return the rows as lines of a table."""
-    lines = [
-        f"{'':52} {'tokens':>7} {'CPU s':>9} {'tok/s':>7} {'x ours':>7} {'MiB':>6}  load"
-    ]
+    head = f"{'':60} {'tokens':>7} {'s':>8} {'x ours':>7} {'CPU s':>8} {'x ours':>7}"
+    lines = [f"{head} {'tok/s':>6} {'MiB':>6}  load"]
     for row in rows:
         name = f"{row['name']}, {row['architecture']}"
         if "not_measured" in row:
@@ -203,8 +211,9 @@ def lines_of(rows: list[dict]) -> list[str]:
             continue
         ratio, target = row.get("x_ours"), row.get("target")
         lines.append(
-            f"{name:60} {row['n_tokens']:>7,} {row['seconds']:>9,.1f} "
-            f"{row['tokens_per_s']:>7,.0f} {'' if ratio is None else ratio:>7} "
+            f"{name:60} {row['n_tokens']:>7,} {row['seconds']:>8,.1f} "
+            f"{'' if ratio is None else ratio:>7} {row['cpu_seconds']:>8,.1f} "
+            f"{row.get('x_ours_cpu', ''):>7} {row['tokens_per_s']:>6,.0f} "
             f"{row['peak_mib']:>6} {row.get('load', ''):>5}"
             + ("" if target is None else f"  (target {target:g}: "
                f"{'reached' if ratio >= target else 'missed'})")
@@ -232,11 +241,12 @@ def test_tables():
         ]
         if own:
             rows.append(sorted(own, key=lambda row: row["seconds"])[len(own) // 2])
-            rows[-1]["x_ours"] = 1.0
+            rows[-1] |= {"x_ours": 1.0, "x_ours_cpu": 1.0}
         rows += [one["row"] for one in found]
     keep(OUT, rows)
     when = datetime.now(UTC).strftime("%Y-%m-%d")
-    print(f"\n{platform.machine()}, one thread, {when}", *lines_of(rows), sep="\n")  # noqa: T201
+    threads = f"{THREADS} threads" if THREADS != "1" else "one thread"
+    print(f"\n{platform.machine()}, {threads}, {when}", *lines_of(rows), sep="\n")  # noqa: T201
     wrong = [
         case
         for file in sorted(WRONG.glob("*.json"))

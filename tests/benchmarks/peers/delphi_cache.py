@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from delphi.config import CacheConfig, ConstructorConfig, SamplerConfig
 from delphi.latents import LatentCache, LatentDataset
-from measuring import HOOK_BLOCK, TOP_K, Watch, answer, arguments, one_thread
+from measuring import HOOK_BLOCK, TOP_K, Watch, answer, arguments, few_threads
 from safetensors.torch import load_file
 from transformers import AutoModel, PreTrainedTokenizerFast
 
@@ -44,7 +44,7 @@ def write_cache(model, encode, tokens, folder):
 
 if __name__ == "__main__":
     args = arguments()
-    one_thread()
+    few_threads()
     model = AutoModel.from_pretrained(args.inputs / "model").eval()
     encode = encoder(args.inputs / f"sae-{args.architecture}")
     tokenizer = PreTrainedTokenizerFast(

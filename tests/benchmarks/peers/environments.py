@@ -12,7 +12,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 FOLDER = ROOT / "build/bench/peers"
 OURS = "ours"
-ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREADS = os.environ.get("PEERS_THREADS", str(os.cpu_count() or 1))
+"""As many as there are cores, which is what each tool takes if nothing is said."""
+LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class NotInstalled(RuntimeError):
@@ -66,9 +68,9 @@ def inputs() -> Path:
 
 
 def run(environment: str, script: str, *arguments: str, answers: bool = True) -> Any:
-    """Run a script of this folder with one thread; return the JSON of its last line."""
+    """Run a script of this folder with `THREADS`; return the JSON of its last line."""
     command = [python_of(environment), str(HERE / script), *arguments]
-    variables = {**os.environ, **dict.fromkeys(ONE_THREAD, "1")}
+    variables = {**os.environ, **dict.fromkeys(LIMITS, THREADS)}
     variables |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     variables["PYTHONPATH"] = str(ROOT) if environment == OURS else ""
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What every measured script does alike: arguments, one thread, two clocks, one answer.
+"""What every measured script does alike: arguments, threads, two clocks, one answer.
 
 Each script runs in a process, and in an environment, of its own. It reads the folder that
 ``inputs.py`` wrote, times what lies between ``Watch()`` and ``stop()`` (loading is left out for
@@ -32,16 +32,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def one_thread() -> None:
-    """Keep torch to the single thread that all are measured with."""
+def n_threads() -> int:
+    """Return the number of threads that all are measured with."""
+    return int(os.environ["OMP_NUM_THREADS"])
+
+
+def few_threads() -> None:
+    """Keep torch to that number of threads."""
     import torch  # noqa: PLC0415 - not every script needs it
 
-    assert os.environ["OMP_NUM_THREADS"] == "1"
-    torch.set_num_threads(1)
+    torch.set_num_threads(n_threads())
 
 
 class Watch:
-    """Process CPU time (all threads) and wall time since it was made."""
+    """Wall time and CPU time (of all threads) since it was made."""
 
     def __init__(self) -> None:
         self._cpu, self._wall = time.process_time(), time.perf_counter()
@@ -49,8 +53,8 @@ class Watch:
     def stop(self) -> dict[str, float]:
         """Return the seconds so far; the watch goes on."""
         return {
-            "seconds": time.process_time() - self._cpu,
-            "wall_seconds": time.perf_counter() - self._wall,
+            "seconds": time.perf_counter() - self._wall,
+            "cpu_seconds": time.process_time() - self._cpu,
         }
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 from inputs import CONFIG, CONTEXT_SIZE
-from measuring import TOP_K, Watch, answer, arguments
+from measuring import TOP_K, Watch, answer, arguments, n_threads
 
 from extraction_kit import Settings
 from extraction_kit.corpora import prepare
@@ -13,7 +13,7 @@ from extraction_kit.trainings import describe_training
 from extraction_kit.version import __version__
 
 args = arguments()
-settings = Settings(device="cpu", threads=1)
+settings = Settings(device="cpu", threads=n_threads())
 paths = Paths.of(args.inputs / "workspace", settings)
 config = CONFIG.replace(n_tokens=args.n_contexts * CONTEXT_SIZE)
 training = describe_training(

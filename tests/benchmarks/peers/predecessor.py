@@ -17,7 +17,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 from inputs import K_OF_TOPK
-from measuring import HOOK_BLOCK, TOP_K, Watch, answer, arguments, one_thread
+from measuring import HOOK_BLOCK, TOP_K, Watch, answer, arguments, few_threads
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -101,7 +101,7 @@ def run(model, sae, tokenizer, all_tokens):
 
 
 args = arguments()
-one_thread()
+few_threads()
 model = AutoModelForCausalLM.from_pretrained(args.inputs / "model").eval()
 sae = load_file(args.inputs / f"sae-{args.architecture}" / "sae_weights.safetensors")
 tokenizer = PreTrainedTokenizerFast(

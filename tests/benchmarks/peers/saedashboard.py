@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import HOOK_NAME, Watch, answer, arguments, one_thread, peak_mib
+from measuring import HOOK_NAME, Watch, answer, arguments, few_threads, peak_mib
 from sae_dashboard.sae_vis_data import SaeVisConfig, SaeVisData
 from sae_dashboard.sae_vis_runner import SaeVisRunner
 from tl_model import load_model, load_sae
@@ -17,7 +17,7 @@ from tl_model import load_model, load_sae
 N_BATCHES = 3
 
 args = arguments()
-one_thread()
+few_threads()
 per_batch, _, cache = args.option.partition("-")
 model = load_model(args.inputs / "model")
 sae = load_sae(args.inputs / f"sae-{args.architecture}")

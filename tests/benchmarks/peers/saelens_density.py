@@ -4,14 +4,14 @@ import numpy as np
 import sae_lens
 import torch
 from datasets import Dataset
-from measuring import N_CONTEXTS_PER_BATCH, Watch, answer, arguments, one_thread
+from measuring import N_CONTEXTS_PER_BATCH, Watch, answer, arguments, few_threads
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from tl_model import check_residual, load_model, load_sae
 
 args = arguments()
-one_thread()
+few_threads()
 model = load_model(args.inputs / "model")
 sae = load_sae(args.inputs / f"sae-{args.architecture}")
 tokens = np.load(args.inputs / "tokens.npy")[: args.n_contexts]

@@ -15,12 +15,12 @@ from delphi.latents.cache import check_single_feature
 from delphi.latents.constructors import constructor
 from delphi.latents.latents import ActivationData, Latent, LatentRecord
 from delphi_cache import HOOKPOINT, encoder
-from measuring import answer, arguments, one_thread
+from measuring import answer, arguments, few_threads
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 args = arguments()
-one_thread()
+few_threads()
 model = AutoModel.from_pretrained(args.inputs / "model").eval()
 encode = encoder(args.inputs / "sae-jumprelu")
 tokens = torch.from_numpy(np.load(args.inputs / "tokens.npy"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import HOOK_NAME, answer, arguments, one_thread
+from measuring import HOOK_NAME, answer, arguments, few_threads
 from sae_dashboard.sae_vis_data import SaeVisConfig
 from sae_dashboard.sae_vis_runner import SaeVisRunner
 from sae_dashboard.utils_fns import HistogramData
@@ -20,7 +20,7 @@ from tl_model import load_model, load_sae
 N_FEATURES, SHORT = 8, 16
 
 args = arguments()
-one_thread()
+few_threads()
 model = load_model(args.inputs / "model")
 loaded = load_sae(args.inputs / "sae-jumprelu")
 tokens = torch.from_numpy(np.load(args.inputs / "tokens.npy"))
