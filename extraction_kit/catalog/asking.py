@@ -36,8 +36,13 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 def in_memory(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     """Return the rows of a relation as one that needs their files no more."""
-    kept: duckdb.DuckDBPyRelation = memory().cursor().from_arrow(relation.to_arrow_table())
-    return kept
+    return held(relation.to_arrow_table())
+
+
+def held(rows: pa.Table) -> duckdb.DuckDBPyRelation:
+    """Return rows that are in memory as a relation."""
+    relation: duckdb.DuckDBPyRelation = memory().cursor().from_arrow(rows)
+    return relation
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import numpy as np
 from extraction_kit.catalog.asking import (
     ask,
     fetched,
+    held,
     manifest_of,
     query_of,
 )
@@ -62,9 +63,12 @@ def features(folder: Path) -> duckdb.DuckDBPyRelation:
     ResultsDamaged
         The file is missing or cannot be read.
     """
+    file = published(folder / FEATURES.file)
+    if file.is_small:  # twice as fast as from the file, which DuckDB decodes every time
+        return held(file.all_rows())
     # In order because the file is, and DuckDB keeps the order of one file; to sort it again
     # costs a quarter of a question to it.
-    return query_of(folder, FEATURES, f"FROM {scan([folder / FEATURES.file])}")
+    return ask(folder, f"FROM {scan([folder / FEATURES.file])}")
 
 
 def examples(

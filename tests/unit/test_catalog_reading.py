@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from extraction_kit.catalog import sorted_file
 from extraction_kit.catalog.publish import publish, stage
 from extraction_kit.catalog.reading import (
     example_windows,
@@ -43,6 +44,19 @@ def test_features_come_in_order_with_every_column(run):
     found = features(run)
     assert [row[0] for row in found.fetchall()] == list(range(16))
     assert found.filter("NOT dead").aggregate("count(*)").fetchall() == [(15,)]
+
+
+def test_features_held_in_memory_are_those_that_duckdb_reads(run, monkeypatch):
+    held = features(run)
+    sorted_file._opened.cache_clear()
+    monkeypatch.setattr(sorted_file, "KEPT_BYTES", 0)  # as of an SAE of 131,072 features
+    read = features(run)
+    sorted_file._opened.cache_clear()
+    assert "PARQUET" in read.explain()
+    assert "PARQUET" not in held.explain()
+    assert (held.columns, held.types) == (read.columns, read.types)
+    assert held.order("max_act DESC").fetchall() == read.order("max_act DESC").fetchall()
+    assert len(held.fetchall()) == 16
 
 
 def test_examples_of_a_feature_are_its_first_by_rank(run):
