@@ -10,10 +10,11 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -110,6 +111,71 @@ def save(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
     for old in earlier[: len(earlier) + 1 - KEPT]:
         atomic.remove_folder(old)
     return final
+
+
+class Saver:
+    """Writes the checkpoints of one attempt while its computation goes on.
+
+    A thread does it: to write, to sync and to hash a large state takes seconds.
+
+    Parameters
+    ----------
+    folder : Path
+        As for `save`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="xk-checkpoint")
+        self._writing: Future[Path] | None = None
+        self._written: Mapping[str, Any] = {}
+        self.newest: Mapping[str, Any] | None = None
+        """What the newest checkpoint that is on disk says of itself."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let what is being written be finished, whatever ended the computation."""
+        self._thread.shutdown()
+
+    def begin(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint, once the one before it is written.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            Nobody changes them from now on.
+        meta : mapping
+            As for `save`.
+
+        Raises
+        ------
+        WorkspaceUnusable
+            The one before it could not be written.
+        """
+        self.finish()
+        self._written = meta
+        self._writing = self._thread.submit(save, self._folder, arrays, meta)
+
+    def look(self) -> None:
+        """Take note of a checkpoint that has been written since; raise as `finish`."""
+        if self._writing is not None and self._writing.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one.
+
+        Raises
+        ------
+        WorkspaceUnusable
+            The disk is full or not writable; the earlier checkpoints are untouched.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+            self.newest = self._written
 
 
 def _os_error_of(error: SafetensorError) -> OSError:

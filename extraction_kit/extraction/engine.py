@@ -6,12 +6,14 @@ last attempt, so that the result does not depend on where the work was interrupt
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from extraction_kit.checkpoints import Checkpoint, best, save
+from extraction_kit.checkpoints import Checkpoint, Saver, best
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import Corpus
 from extraction_kit.errors import BadCorpus, CheckpointUnusable
@@ -193,9 +195,8 @@ class _Extraction:
     n_contexts_done: int = 0
     n_tokens_done: int = 0
     earlier_s: float = 0.0  # computing of the attempts before this one
-    saved_contexts: int = 0
-    saved_tokens: int | None = None
-    resumed_from: int | None = None
+    resumed: Mapping[str, Any] | None = None  # what the checkpoint says that was continued
+    saver: Saver | None = None  # during the loop
     tiles: Generator[Tile, None, None] = field(init=False, repr=False)
     following: Tile | None = None
     rate: Rate = field(default_factory=Rate)
@@ -229,10 +230,10 @@ class _Extraction:
                 f"checkpoint {checkpoint.path} does not fit this extraction ({error}): "
                 f"delete {checkpoint.path.parent.parent} to start from the beginning"
             ) from error
-        self.n_contexts_done = self.saved_contexts = int(meta["n_contexts_done"])
-        self.n_tokens_done = self.saved_tokens = int(meta["n_tokens_done"])
+        self.n_contexts_done = int(meta["n_contexts_done"])
+        self.n_tokens_done = int(meta["n_tokens_done"])
         self.earlier_s = float(meta["elapsed_s"])
-        self.resumed_from = self.n_tokens_done
+        self.resumed = meta
         if self.previews is not None:  # no part of the numbers: an older one has none
             self.previews.go_on(meta.get("previewed"))
 
@@ -268,6 +269,16 @@ class _Extraction:
         self.started = self.last_save = self.clock()
         self.rate.note(self.started, self.n_tokens_done)
         self._phase("extracting")
+        with nullcontext() if self.folder is None else Saver(self.folder) as self.saver:
+            self._compute()
+        if self.n_tokens_done != self.rig.corpus.n_tokens:
+            raise BadCorpus(
+                f"corpus {self.rig.corpus.path} says it has {self.rig.corpus.n_tokens} valid "
+                f"tokens, {self.n_tokens_done} were found: it is damaged, delete that "
+                "folder and prepare it again"
+            )
+
+    def _compute(self) -> None:
         self.tiles = self.rig.tiles(self.n_contexts_done)
         try:
             while self.n_contexts_done < self.rig.corpus.n_contexts:
@@ -275,23 +286,15 @@ class _Extraction:
                     self._batch()
                 self._look()
                 if self.clock() - self.last_save >= self.rig.settings.checkpoint_every_s:
-                    self._save()
+                    self._begin_to_save()
                 self.tell(self._progress("extracting"))
         except StopAfterCheckpoint:
-            if self.n_contexts_done > self.saved_contexts:
-                self._save()
+            self._save_the_rest()
             raise
         finally:
             self.tiles.close()
         self._look(at_once=True)
-        if self.n_contexts_done > self.saved_contexts:
-            self._save()  # from here to the published result nothing is computed twice
-        if self.n_tokens_done != self.rig.corpus.n_tokens:
-            raise BadCorpus(
-                f"corpus {self.rig.corpus.path} says it has {self.rig.corpus.n_tokens} valid "
-                f"tokens, {self.n_tokens_done} were found: it is damaged, delete that "
-                "folder and prepare it again"
-            )
+        self._save_the_rest()  # from here to the published result nothing is computed twice
 
     def _batch(self) -> None:
         lanes, tile = self.rig.lanes, self.following or next(self.tiles)
@@ -318,7 +321,7 @@ class _Extraction:
             n_tokens=self.n_tokens_done,
             n_contexts=self.n_contexts_done,
             elapsed_s=self._elapsed_s(),
-            resumed_from=self.resumed_from,
+            resumed_from=self.resumed and int(self.resumed["n_tokens_done"]),
         )
         began = self.clock()
         found = results_of(
@@ -344,12 +347,14 @@ class _Extraction:
             n_tokens=self.rig.corpus.n_tokens,
             n_tokens_done=self.n_tokens_done,
             n_contexts_done=self.n_contexts_done,
-            checkpoint_tokens=self.saved_tokens,
+            checkpoint_tokens=self._saved("n_tokens_done"),
             tokens_per_s=self.rate.tokens_per_s,
             **({} if self.previews is None else self.previews.figures),
         )
 
     def _look(self, *, at_once: bool = False) -> None:
+        if self.saver is not None:
+            self.saver.look()
         self.rate.note(self.clock(), self.n_tokens_done)
         if self.previews is not None:
             with self.rig.memory_errors():
@@ -358,11 +363,13 @@ class _Extraction:
     def _elapsed_s(self) -> float:
         return self.earlier_s + self.clock() - self.started
 
-    def _save(self) -> None:
-        if self.folder is None:
+    def _begin_to_save(self) -> None:
+        """Have the state as it is now written, by a thread."""
+        if self.saver is None:
             return
+        # Copies: the originals change while these are being written.
         arrays = {
-            f"{prefix}{name}": tensor.cpu().numpy()
+            f"{prefix}{name}": tensor.cpu().numpy().copy()
             for prefix, station in self._prefixed()
             for name, tensor in station.statistics.state_dict().items()
         }
@@ -375,9 +382,23 @@ class _Extraction:
             "elapsed_s": self._elapsed_s(),
             "previewed": [] if self.previews is None else self.previews.drawn,
         }
-        save(self.folder, arrays, meta)
-        self.saved_contexts, self.saved_tokens = self.n_contexts_done, self.n_tokens_done
+        self.saver.begin(arrays, meta)
         self.last_save = self.clock()
+
+    def _save_the_rest(self) -> None:
+        """Have all that was computed on disk before this returns."""
+        if self.saver is None:
+            return
+        self.saver.finish()
+        if self.n_contexts_done > (self._saved("n_contexts_done") or 0):
+            self._begin_to_save()
+            self.saver.finish()
+
+    def _saved(self, what: str) -> int | None:
+        """Return a number of the newest checkpoint on disk; None if there is none."""
+        own = None if self.saver is None else self.saver.newest
+        newest = own or self.resumed
+        return None if newest is None else int(newest[what])
 
     @property
     def _content_key(self) -> str:

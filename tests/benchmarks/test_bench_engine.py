@@ -233,15 +233,15 @@ def measure(row, folder):
 
 
 def _timed_checkpoints():
-    """Return a list that gets the wall seconds of each checkpoint of this process."""
-    seconds, save = [], engine._Extraction._save
+    """Return a list that gets the wall seconds for which each checkpoint stops the work."""
+    seconds, begin = [], engine._Extraction._begin_to_save
 
     def timed(job):
         began = time.perf_counter()
-        save(job)
+        begin(job)
         seconds.append(time.perf_counter() - began)
 
-    engine._Extraction._save = timed
+    engine._Extraction._begin_to_save = timed
     return seconds
 
 

@@ -1,13 +1,15 @@
 """Checkpoints: whole or not there, the furthest sound one wins."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 
 from extraction_kit import atomic
-from extraction_kit.checkpoints import META, STATE, best, save
+from extraction_kit.checkpoints import META, STATE, Saver, best, save
 from extraction_kit.errors import CheckpointUnusable, WorkspaceUnusable
+from tests.waiting import until
 
 
 def state(number):
@@ -145,3 +147,65 @@ def test_a_folder_that_is_a_file_is_said_in_plain_words(tmp_path):
     (tmp_path / "a1").write_text("")
     with pytest.raises(WorkspaceUnusable, match="cannot write"):
         save_at(tmp_path / "a1", 1)
+
+
+# --- while the work goes on ---------------------------------------------------------------
+
+
+def begin(saver, done):
+    saver.begin(state(done), {"n_contexts_done": done})
+
+
+def test_what_is_told_of_is_on_disk(tmp_path, monkeypatch):
+    moved, go_on = atomic.move_folder, threading.Event()
+
+    def held(*paths):
+        assert go_on.wait(60)
+        moved(*paths)
+
+    monkeypatch.setattr(atomic, "move_folder", held)
+    with Saver(tmp_path / "a1") as saver:
+        begin(saver, 3)
+        saver.look()
+        assert saver.newest is None
+        assert best(tmp_path) is None
+        go_on.set()
+        begin(saver, 4)  # waits for the one before it
+        assert saver.newest["n_contexts_done"] == 3
+        saver.finish()
+        assert (
+            saver.newest["n_contexts_done"] == best(tmp_path).meta["n_contexts_done"] == 4
+        )
+
+
+def test_what_ends_the_work_lets_a_checkpoint_be_finished(tmp_path):
+    def work():
+        with Saver(tmp_path / "a1") as saver:
+            begin(saver, 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert best(tmp_path).meta["n_contexts_done"] == 3
+
+
+@pytest.mark.parametrize("ask", ["look", "finish", "begin"])
+def test_one_that_cannot_be_written_is_told_of_and_the_one_before_it_stays(
+    tmp_path, monkeypatch, ask
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with Saver(tmp_path / "a1") as saver:
+        begin(saver, 3)
+        saver.finish()
+        monkeypatch.setattr(atomic, "fsync_file", full)
+        begin(saver, 4)
+        if ask == "look":
+            until(saver._writing.done, "the thread to fail")
+        with pytest.raises(WorkspaceUnusable, match="disk is full"):
+            getattr(saver, ask)(
+                *((state(5), {"n_contexts_done": 5}) if ask == "begin" else ())
+            )
+        assert saver.newest["n_contexts_done"] == 3
+    assert best(tmp_path).meta["n_contexts_done"] == 3

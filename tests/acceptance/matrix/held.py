@@ -232,7 +232,11 @@ def _instrument_engine(script):
         if final.name.isdecimal():
             script.pause(f"checkpoint {int(final.name)}", _attempt_of(final.parent))
 
+    def saved(_, job):
+        job.saver.finish()  # no batch meanwhile: their number is known at every fault
+
     _wrapped(_Extraction, "_batch", before=begins, after=ends)
+    _wrapped(_Extraction, "_begin_to_save", after=saved)
     _wrapped(atomic, "move_folder", before=renames)
 
 

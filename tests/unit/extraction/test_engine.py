@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -165,9 +166,46 @@ def test_checkpoints_are_written_by_the_clock(parts, tmp_path):
     assert len(numbers) == 2
     assert numbers[-1] == -(-(len(batches) - 1) // 5)  # the last when all is computed
     saved = [progress.checkpoint_tokens for progress in batches]
-    first = saved.index(batches[4].n_tokens_done)
-    assert saved[:first] == [None] * first
-    assert first == 4
+    assert saved[:4] == [None] * 4
+    # one is told of once it is on disk, at the latest when the next one is begun
+    assert saved[9] == batches[4].n_tokens_done
+    assert set(saved) <= {None, *(progress.n_tokens_done for progress in batches[4::5])}
+
+
+def test_a_checkpoint_holds_the_state_that_it_was_begun_with(
+    parts, tmp_path, undisturbed, monkeypatch
+):
+    """However long it takes to be written, and whatever is counted meanwhile."""
+    written, go_on, seen = checkpoints.save_file, threading.Event(), []
+
+    def slowly(*arguments):
+        assert go_on.wait(60)
+        written(*arguments)
+
+    def watch(progress):
+        seen.append(progress)
+        if progress.n_contexts_done >= 7:
+            go_on.set()
+            raise Killed
+
+    training, corpus = parts()
+    monkeypatch.setattr(checkpoints, "save_file", slowly)
+    clock = iter([0.0, 0.0, 0.0, 1.0, *[1.0] * 10_000])
+    with pytest.raises(Killed):
+        extract(
+            training,
+            corpus,
+            config=CONFIG,
+            settings=replace(SETTINGS, checkpoint_every_s=1.0),
+            content_key="key",
+            checkpoints=tmp_path / "a1",
+            on_progress=watch,
+            clock=lambda: next(clock),
+        )
+    assert {progress.checkpoint_tokens for progress in seen} == {None}, "not on disk yet"
+    done = checkpoints.best(tmp_path).meta["n_contexts_done"]
+    assert 0 < done < 7, "batches were computed while it was written"
+    assert result_digest(resumed(parts, tmp_path)) == result_digest(undisturbed)
 
 
 @pytest.mark.parametrize(
