@@ -212,7 +212,8 @@ def measure(row, folder):
             on_progress=turns,
         )
         finishing_s = time.process_time() - turns.at[0]
-    n, checkpoint_s = result.summary["n_tokens"], statistics.median(saved)
+    n = result.summary["n_tokens"]
+    stopped_s, checkpoint_s = map(statistics.median, zip(*saved, strict=True))
     return {
         "name": row["name"],
         "architecture": row["architecture"],
@@ -227,19 +228,26 @@ def measure(row, folder):
         "us_per_token": round(1e6 * sum(turns.engine) / n),
         "tokens_per_s": round(n / sum(turns.wall)),
         "finishing_s": round(finishing_s, 1),  # once per run: logits, neighbours
+        "checkpoint_stops_s": round(stopped_s, 3),
         "checkpoint_s": round(checkpoint_s, 3),
         "checkpoints_on_off": round(1 + checkpoint_s / Settings().checkpoint_every_s, 4),
     }
 
 
 def _timed_checkpoints():
-    """Return a list that gets the wall seconds for which each checkpoint stops the work."""
+    """Return a list that gets two wall times of each checkpoint of this process, in seconds.
+
+    For how long it stops the computation, and until it is on disk. The next turn waits until
+    then, so that all its CPU time counts as the engine's.
+    """
     seconds, begin = [], engine._Extraction._begin_to_save
 
     def timed(job):
         began = time.perf_counter()
         begin(job)
-        seconds.append(time.perf_counter() - began)
+        stopped_s = time.perf_counter() - began
+        job.saver.finish()
+        seconds.append((stopped_s, time.perf_counter() - began))
 
     engine._Extraction._begin_to_save = timed
     return seconds
@@ -376,7 +384,7 @@ def _print(row):
         f"{row['ratio_to_limit']:6.3f} ({low:.3f} {middle:.3f} {high:.3f})  eager "
         f"{row['eager_to_limit']:.3f}  {row['us_per_token']:6} us/token  "
         f"{row['tokens_per_s']:6} tok/s, after the pass {row['finishing_s']} s, a checkpoint "
-        f"{row['checkpoint_s']} s",
+        f"{row['checkpoint_s']} s, of which it stops {row['checkpoint_stops_s']} s",
         flush=True,
     )
 
