@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from extraction_kit.digests import file_digest
-from extraction_kit.errors import BadModel
+from extraction_kit.errors import BadModel, near
 from extraction_kit.lifecycle import digest_of
 from extraction_kit.trainings.files import read_json, read_tensor_headers
 
@@ -74,11 +74,22 @@ def describe_model(source: Path | str, *, cache: Path | None = None) -> ModelSpe
     name = str(source)
     if isinstance(source, Path) or not _HUB_ID.match(name) or name.startswith("."):
         raise BadModel(
-            f"model={name!r}: there is no such folder. Pass a folder that holds {CONFIG}, "
-            "or a Hub id such as 'gpt2' or 'EleutherAI/pythia-70m'"
+            f"model={name!r}: there is no such folder.{_meant(Path(source))} Pass a folder "
+            f"that holds {CONFIG}, or a Hub id such as 'gpt2' or 'EleutherAI/pythia-70m'"
         )
     snapshot = _snapshot(name)
     return _describe(snapshot, source=name, revision=snapshot.name, cache=cache)
+
+
+def _meant(folder: Path) -> str:
+    """Return a question that names the models beside a folder that is not there."""
+    parent = folder.expanduser().parent
+    try:
+        models = [one.name for one in parent.iterdir() if (one / CONFIG).is_file()]
+    except OSError:
+        return ""
+    found = [repr(str(parent / name)) for name in near(folder.name, models)]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -225,8 +236,8 @@ def _snapshot(name: str) -> Path:
             return local
         raise BadModel(
             f"model={name!r} is neither a folder nor in the local Hub cache, and cannot be "
-            f"downloaded ({type(cause).__name__}: {_first_line(cause)}). Check the name "
-            "and the network, or pass the path of a local folder"
+            f"downloaded ({type(cause).__name__}: {_first_line(cause)}).{_meant(Path(name))} "
+            "Check the name and the network, or pass the path of a local folder"
         ) from cause
     weight_files(folder)
     return folder

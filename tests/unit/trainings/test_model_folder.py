@@ -121,3 +121,15 @@ def test_a_model_that_cannot_be_downloaded_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BadModel, match=r"'org/absent'.*local folder"):
         describe_model("org/absent")
+
+
+@pytest.mark.parametrize("name", ["models/tiny-ml", "./models/tiny-ml"])
+def test_a_mistyped_folder_is_answered_with_the_model_beside_it(
+    write_model, tmp_path, monkeypatch, name
+):
+    (tmp_path / "models" / "tiny-ms").mkdir(parents=True)  # holds no model
+    shutil.copytree(write_model(), tmp_path / "models" / "tiny-lm")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BadModel, match=r"Did you mean 'models/tiny-lm'\?"):
+        describe_model(name)
