@@ -321,7 +321,7 @@ class _Extraction:
             n_tokens=self.n_tokens_done,
             n_contexts=self.n_contexts_done,
             elapsed_s=self._elapsed_s(),
-            resumed_from=self.resumed and int(self.resumed["n_tokens_done"]),
+            resumed_from=self._resumed_tokens,
         )
         began = self.clock()
         found = results_of(
@@ -340,6 +340,10 @@ class _Extraction:
 
     def _phase(self, phase: str) -> None:
         self.tell(self._progress(phase))
+
+    @property
+    def _resumed_tokens(self) -> int | None:
+        return None if self.resumed is None else int(self.resumed["n_tokens_done"])
 
     def _progress(self, phase: str) -> Progress:
         return Progress(

@@ -13,11 +13,14 @@ function makeStore(onGap) {
       waiting = false;
       store.beat_s = message.beat_s;
       store.home = message.home;
+      const before = store.rows;
       store.rows = new Map(message.rows.map((values) => {
         const row = Object.fromEntries(message.fields.map((name, i) => [name, values[i]]));
-        return [row.run_id, row];
+        const known = before.get(row.run_id);
+        news.order ||= !known || known.state !== row.state || known.findings.join() !== row.findings.join();
+        return [row.run_id, known ? Object.assign(known, row, { words: undefined }) : row];
       }));
-      news.order = true;
+      news.order ||= store.seq < 0 || store.rows.size !== before.size;
     } else {
       if (message.seq <= store.seq) return null; // overtaken by everything
       if (message.seq !== store.seq + 1) {

@@ -25,7 +25,9 @@ both""",
 def keeps_both_in_step(book):
     book.command("notebook:run-cell")
     both = book.cell(4).locator(".xk-browser")
-    both.get_by_role("listbox", name="Features").press("j")
+    rows = both.get_by_role("listbox", name="Features")
+    expect(rows.get_by_role("option", selected=True)).to_be_visible()  # the list is there
+    rows.press("j")
     expect(both).to_have_attribute("data-feature", "21")
     for letter in "AB":  # next to each other, as wide as a notebook is
         examples = both.get_by_role("group", name=f"examples of {letter}, synthetic")

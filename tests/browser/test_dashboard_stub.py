@@ -343,6 +343,37 @@ def test_rows_do_not_jump_while_a_pointer_is_on_them(dashboard, few):
     assert made.rows() == order
 
 
+def test_rows_do_not_jump_when_everything_is_told_again(dashboard, few):
+    made = dashboard(Watcher(few.bench))
+    sort(made, "Progress")
+    grid(made).hover()
+    order = made.rows()
+    other, *_, last = [one for one in order if one in few.ids("extracting")]
+    lost = []
+
+    def loses(message):
+        if message["kind"] == "delta" and last in message["rows"] and not lost:
+            lost.append(message)
+            return True
+        return False
+
+    made.loses = loses
+    few.beat(last, 2, 999_999)
+    made.until(lambda: lost)
+    few.beat(other, 2, 1_000)  # the gap is noticed
+    for one, percent in ((last, "99 %"), (other, "0 %")):
+        shown_percent = made.row(one).locator(".xk-percent")
+        made.until(
+            lambda shown_percent=shown_percent, percent=percent: expect(
+                shown_percent
+            ).to_have_text(percent, timeout=300)
+        )
+    assert made.rows() == order
+    made.page.mouse.move(0, 0)
+    made.page.evaluate("document.activeElement.blur()")
+    made.until(lambda: made.rows().index(last) < made.rows().index(other))
+
+
 def test_a_silent_kernel_is_noticed_while_runs_are_active(dashboard, few):
     made = dashboard(Watcher(few.bench), pace=Pace(viewed_s=30.0, beat_s=0.3))
     made.until(lambda: made.page.get_by_text("No news for 0:0").count() == 1)
