@@ -64,7 +64,7 @@ def features(folder: Path) -> duckdb.DuckDBPyRelation:
         The file is missing or cannot be read.
     """
     file = published(folder / FEATURES.file)
-    if file.is_small:  # twice as fast as from the file, which DuckDB decodes every time
+    if file.is_small:  # DuckDB would decode it for every question
         return held(file.all_rows())
     # In order because the file is, and DuckDB keeps the order of one file; to sort it again
     # costs a quarter of a question to it.
