@@ -155,6 +155,18 @@ class Notebook:
         panel = "window.jupyterapp.shell.currentWidget.content"
         self.page.evaluate(f"(i) => {{ {panel}.activeCellIndex = i }}", index)
 
+    def focus(self, node: Any) -> None:
+        """Focus a node so that it stays: JupyterLab moves the focus a moment after a command."""
+        node.evaluate("""async (node) => {
+            for (let frames = 0; frames < 20; frames++) {
+                if (document.activeElement !== node) {
+                    node.focus({ preventScroll: true });
+                    frames = 0;
+                }
+                await new Promise(requestAnimationFrame);
+            }
+        }""")
+
     def cell(self, index: int) -> Any:
         return self.page.locator(f'.jp-Notebook [data-windowed-list-index="{index}"]')
 

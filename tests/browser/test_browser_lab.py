@@ -27,7 +27,8 @@ def keeps_both_in_step(book):
     both = book.cell(4).locator(".xk-browser")
     rows = both.get_by_role("listbox", name="Features")
     expect(rows.get_by_role("option", selected=True)).to_be_visible()  # the list is there
-    rows.press("j")
+    book.focus(rows)
+    book.page.keyboard.press("j")
     expect(both).to_have_attribute("data-feature", "21")
     for letter in "AB":  # next to each other, as wide as a notebook is
         examples = both.get_by_role("group", name=f"examples of {letter}, synthetic")
@@ -47,7 +48,7 @@ def test_a_result_is_browsed_while_the_kernel_works_and_python_reads_along(
     rows = shown.get_by_role("listbox", name="Features")
     rows.focus()
     book.start("notebook:run-cell-and-select-next")  # from now on a cell blocks the kernel
-    rows.focus()
+    book.focus(rows)
     for feature in (21, 22):
         book.page.keyboard.press("j")
         expect(shown).to_have_attribute("data-feature", str(feature))

@@ -96,7 +96,7 @@ def test_a_run_of_another_process_is_seen_from_its_launch_to_its_end(notebook, s
     features_opened_in_place(book, board, run.run_id)
     board.locator(f'[data-run="{second}"]').click()
     # keys that delete a notebook's cells stay in the table
-    board.get_by_role("grid").focus()
+    book.focus(board.get_by_role("grid"))
     for key in ("Space", "x", "d", "d"):
         book.page.keyboard.press(key)
     assert book.n_cells() == 3
