@@ -88,8 +88,9 @@ function render({ model, el: host, signal, host: widgets }) {
       for (const trainingId of found.moved) form.moved(trainingId);
       for (const [runId, act] of pending) if (!store.rows.has(runId)) (pending.delete(runId), ofAct.delete(act.id));
       for (const runId of selected) if (!store.rows.has(runId)) selected.delete(runId);
-      if (found.order) relist();
-      else invalidate();
+      if (found.order || (found.findings && look.attention)) relist();
+      else if (found.findings) drawChips([...store.rows.values()]);
+      invalidate();
       reveal();
       orderIsOld ||= !found.order;
     }
@@ -160,8 +161,11 @@ function render({ model, el: host, signal, host: widgets }) {
     const counts = new Map(tally(rows));
     const attention = rows.filter(needsLook).length;
     const wanted = [...STATES.filter((state) => counts.has(state) || look.states.has(state)), ...(attention || look.attention ? ["attention"] : [])];
-    const shown = [...ui.chips.children].map((chip) => chip.dataset.chip);
-    if (wanted.join() !== shown.join()) ui.chips.replaceChildren(...wanted.map(newChip));
+    for (const chip of [...ui.chips.children]) if (!wanted.includes(chip.dataset.chip)) chip.remove();
+    wanted.forEach((name, i) => { // one that stays is not moved: it may have the focus
+      const there = ui.chips.children[i];
+      if (there?.dataset.chip !== name) ui.chips.insertBefore(newChip(name), there ?? null);
+    });
     for (const chip of ui.chips.children) {
       const name = chip.dataset.chip;
       const pressed = name === "attention" ? look.attention : look.states.has(name);

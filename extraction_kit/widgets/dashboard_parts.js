@@ -8,7 +8,7 @@ function makeStore(onGap) {
   let waiting = false;
 
   store.take = (message) => {
-    const news = { order: false, ended: [], moved: new Set() };
+    const news = { order: false, findings: false, ended: [], moved: new Set() };
     if (message.kind === "full") {
       waiting = false;
       store.beat_s = message.beat_s;
@@ -17,7 +17,8 @@ function makeStore(onGap) {
       store.rows = new Map(message.rows.map((values) => {
         const row = Object.fromEntries(message.fields.map((name, i) => [name, values[i]]));
         const known = before.get(row.run_id);
-        news.order ||= !known || known.state !== row.state || known.findings.join() !== row.findings.join();
+        news.order ||= known?.state !== row.state;
+        news.findings ||= known?.findings.join() !== row.findings.join();
         return [row.run_id, known ? Object.assign(known, row, { words: undefined }) : row];
       }));
       news.order ||= store.seq < 0 || store.rows.size !== before.size;
@@ -31,7 +32,8 @@ function makeStore(onGap) {
       for (const [id, changes] of Object.entries(message.rows)) {
         const row = store.rows.get(id);
         if (row && changes.state && changes.state !== row.state) news.ended.push({ ...row, ...changes });
-        if (!row || changes.state || changes.findings) news.order = true;
+        if (!row || changes.state) news.order = true;
+        if (changes.findings) news.findings = true;
         if (!row || changes.state) news.moved.add(row?.training_id ?? changes.training_id);
         if (row) Object.assign(row, changes);
         else store.rows.set(id, changes);

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.pages import ROOT, SCREENSHOTS, chromium_path, listen
 
@@ -177,6 +177,16 @@ class Notebook:
     def n_cells(self) -> int:
         return self.page.evaluate(
             "window.jupyterapp.shell.currentWidget.content.model.cells.length"
+        )
+
+    def theme(self, name: str) -> None:
+        """Change the theme, which JupyterLab keeps for all notebooks of its server."""
+        self.page.evaluate(
+            "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
+            name,
+        )
+        expect(self.page.locator("body")).to_have_attribute(
+            "data-jp-theme-light", str("Light" in name).lower()
         )
 
     def picture(self, name: str) -> None:

@@ -147,14 +147,10 @@ def test_a_saved_live_card_keeps_its_static_words(notebook, lab_server):
 
 def test_the_card_follows_the_dark_theme(notebook):
     book = notebook([launch(20)])
-    book.page.evaluate(
-        "window.jupyterapp.commands.execute('apputils:change-theme',"
-        " {theme: 'JupyterLab Dark'})"
-    )
+    book.theme("JupyterLab Dark")
     book.command("notebook:run-all-cells")
     card = book.cell(0).get_by_role("group", name="t-7f3a")
     expect(card).to_be_visible()
-    expect(book.page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
     painted = card.evaluate("(node) => getComputedStyle(node).backgroundColor")
     assert max(int(n) for n in painted[4:-1].split(",")[:3]) < 80
     expect(card).to_contain_text("dead so far")
@@ -167,3 +163,4 @@ def test_the_card_follows_the_dark_theme(notebook):
     assert rounded.evaluate("(node) => getComputedStyle(node).borderRadius") == "6px"
     card.get_by_text("What happened (1)").click()
     book.picture("lab-running-dark")
+    book.theme("JupyterLab Light")

@@ -6,7 +6,6 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.acceptance.staging import CONFIG, Stage
-from tests.browser.pages import SCREENSHOTS
 
 pytestmark = pytest.mark.browser
 
@@ -101,7 +100,7 @@ def test_a_run_of_another_process_is_seen_from_its_launch_to_its_end(notebook, s
         book.page.keyboard.press(key)
     assert book.n_cells() == 3
     expect(board.locator(".xk-selected")).to_have_text("1 selected")
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    expect(board.locator(".xk-card")).to_be_visible()
     book.picture("lab-dashboard-light")
     book.page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1")
     book.command("notebook:run-cell")

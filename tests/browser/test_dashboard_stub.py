@@ -374,6 +374,28 @@ def test_rows_do_not_jump_when_everything_is_told_again(dashboard, few):
     made.until(lambda: made.rows().index(last) < made.rows().index(other))
 
 
+def test_what_needs_a_look_moves_neither_rows_nor_the_focus(dashboard, few):
+    made = dashboard(Watcher(few.bench))
+    sort(made, "Progress")
+    grid(made).hover()
+    order, completed = made.rows(), chip(made, "Completed")
+    last = [one for one in order if one in few.ids("extracting")][-1]
+    assert chip(made, "Needs a look").count() == 0
+    completed.focus()
+    few.beat(last, 2, 999_999)
+    # seconds later the health of the machine is known: nobody serves these runs
+    made.until(lambda: expect(chip(made, "Needs a look")).to_be_visible(timeout=300))
+    made.until(
+        lambda: expect(made.row(last).locator(".xk-percent")).to_have_text(
+            "99 %", timeout=300
+        )
+    )
+    expect(completed).to_be_focused()
+    assert made.rows() == order
+    chip(made, "Needs a look").click()
+    made.until(lambda: set(made.rows()) < set(order))
+
+
 def test_a_silent_kernel_is_noticed_while_runs_are_active(dashboard, few):
     made = dashboard(Watcher(few.bench), pace=Pace(viewed_s=30.0, beat_s=0.3))
     made.until(lambda: made.page.get_by_text("No news for 0:0").count() == 1)
