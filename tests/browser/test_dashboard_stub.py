@@ -71,6 +71,25 @@ def await_health(made):
     made.until(lambda: made.page.get_by_text("server not running").count() == 1)
 
 
+def await_percent(made, run_id, text):
+    cell = made.row(run_id).locator(".xk-percent")
+    made.until(lambda: expect(cell).to_have_text(text, timeout=300))
+
+
+def lose_news_of(made, run_id):
+    """Let the next change of a run get lost on its way; return the list that gets it."""
+    lost = []
+
+    def loses(message):
+        if message["kind"] == "delta" and run_id in message["rows"] and not lost:
+            lost.append(message)
+            return True
+        return False
+
+    made.loses = loses
+    return lost
+
+
 # --- what is seen -------------------------------------------------------------------------
 
 
@@ -305,27 +324,14 @@ def test_a_new_run_appears_on_top(dashboard, tmp_path):
 def test_a_lost_message_is_noticed_and_made_good(dashboard, few):
     made = dashboard(Watcher(few.bench))
     run_id = few.ids("extracting")[0]
-    lost = []
-
-    def loses(message):
-        if message["kind"] == "delta" and run_id in message["rows"] and not lost:
-            lost.append(message)
-            return True
-        return False
-
-    made.loses = loses
+    lost = lose_news_of(made, run_id)
     few.beat(run_id, 2, 123_000)
     made.until(lambda: lost)
     expect(made.row(run_id).locator(".xk-percent")).not_to_have_text("12 %")
     other = few.ids("extracting")[1]
     few.beat(other, 2, 456_000)
-    for one, percent in ((run_id, "12 %"), (other, "45 %")):
-        shown_percent = made.row(one).locator(".xk-percent")
-        made.until(
-            lambda shown_percent=shown_percent, percent=percent: expect(
-                shown_percent
-            ).to_have_text(percent, timeout=300)
-        )
+    await_percent(made, run_id, "12 %")
+    await_percent(made, other, "45 %")
 
 
 def test_rows_do_not_jump_while_a_pointer_is_on_them(dashboard, few):
@@ -335,11 +341,7 @@ def test_rows_do_not_jump_while_a_pointer_is_on_them(dashboard, few):
     order = made.rows()
     last = [one for one in order if one in few.ids("extracting")][-1]
     few.beat(last, 2, 999_999)
-    made.until(
-        lambda: expect(made.row(last).locator(".xk-percent")).to_have_text(
-            "99 %", timeout=300
-        )
-    )
+    await_percent(made, last, "99 %")
     assert made.rows() == order
 
 
@@ -349,25 +351,12 @@ def test_rows_do_not_jump_when_everything_is_told_again(dashboard, few):
     grid(made).hover()
     order = made.rows()
     other, *_, last = [one for one in order if one in few.ids("extracting")]
-    lost = []
-
-    def loses(message):
-        if message["kind"] == "delta" and last in message["rows"] and not lost:
-            lost.append(message)
-            return True
-        return False
-
-    made.loses = loses
+    lost = lose_news_of(made, last)
     few.beat(last, 2, 999_999)
     made.until(lambda: lost)
     few.beat(other, 2, 1_000)  # the gap is noticed
-    for one, percent in ((last, "99 %"), (other, "0 %")):
-        shown_percent = made.row(one).locator(".xk-percent")
-        made.until(
-            lambda shown_percent=shown_percent, percent=percent: expect(
-                shown_percent
-            ).to_have_text(percent, timeout=300)
-        )
+    await_percent(made, last, "99 %")
+    await_percent(made, other, "0 %")
     assert made.rows() == order
     made.page.mouse.move(0, 0)
     made.page.evaluate("document.activeElement.blur()")
@@ -385,11 +374,7 @@ def test_what_needs_a_look_moves_neither_rows_nor_the_focus(dashboard, few):
     few.beat(last, 2, 999_999)
     # seconds later the health of the machine is known: nobody serves these runs
     made.until(lambda: expect(chip(made, "Needs a look")).to_be_visible(timeout=300))
-    made.until(
-        lambda: expect(made.row(last).locator(".xk-percent")).to_have_text(
-            "99 %", timeout=300
-        )
-    )
+    await_percent(made, last, "99 %")
     expect(completed).to_be_focused()
     assert made.rows() == order
     chip(made, "Needs a look").click()
