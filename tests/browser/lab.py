@@ -1,4 +1,4 @@
-"""A JupyterLab of its own, and notebooks in it."""
+"""A Jupyter server of its own, and notebooks in JupyterLab or Notebook 7 on it."""
 
 import json
 import os
@@ -19,6 +19,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.pages import ROOT, SCREENSHOTS, chromium_path, listen
 
+LAB, NOTEBOOK_7 = "doc/tree", "notebooks"  # what a notebook's address begins with
+# Notebook 7.6.5 throws it on every page, also without a widget.
+NOTEBOOK_7_ITSELF = "page error: Cannot read properties of undefined (reading 'schema')"
 TOKEN = "t"  # noqa: S105 - of a server that lives for one test run on the loopback
 LAB_OVERRIDES = {
     "@jupyterlab/apputils-extension:notification": {
@@ -76,6 +79,7 @@ def _lab(home: Path, root: Path) -> Iterator[LabServer]:
         "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
         f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}",
         "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
+        "--JupyterNotebookApp.expose_app_in_browser=True",
     ]  # fmt: skip
     server = LabServer(f"http://127.0.0.1:{port}", root)
     with (
@@ -136,10 +140,11 @@ class Notebook:
     page: Page
     server: LabServer
     name: str
+    under: str = LAB
     trouble: list[str] = field(default_factory=list)
 
     def open(self) -> None:
-        address = f"{self.server.url}/doc/tree/{self.name}?token={TOKEN}&reset"
+        address = f"{self.server.url}/{self.under}/{self.name}?token={TOKEN}&reset"
         self.page.goto(address, timeout=60_000)
         self.page.wait_for_function(IDLE, timeout=60_000)
 
@@ -197,15 +202,15 @@ class Notebook:
 @pytest.fixture
 def notebook(
     chromium: Browser, lab_server: LabServer, request: pytest.FixtureRequest
-) -> Iterator[Callable[[list[str]], Notebook]]:
-    """A function that opens a new notebook with the given cells in JupyterLab."""
+) -> Iterator[Callable[..., Notebook]]:
+    """A function that opens a new notebook with the given cells, by default in JupyterLab."""
     opened: list[Notebook] = []
 
-    def make(cells: list[str]) -> Notebook:
+    def make(cells: list[str], under: str = LAB) -> Notebook:
         name = f"{request.node.name}.ipynb"
         (lab_server.root / name).write_text(json.dumps(_notebook(cells)))
         context = chromium.new_context(viewport={"width": 1280, "height": 900})
-        made = Notebook(context.new_page(), lab_server, name)
+        made = Notebook(context.new_page(), lab_server, name, under)
         listen(made.page, made.trouble)
         opened.append(made)
         made.open()
@@ -215,4 +220,7 @@ def notebook(
     for made in opened:
         made.page.context.close()
     lab_server.stop_kernels()
-    assert [line for made in opened for line in made.trouble] == []
+    trouble = [line for made in opened for line in made.trouble]
+    if any(made.under == NOTEBOOK_7 for made in opened):
+        trouble = [line for line in trouble if line != NOTEBOOK_7_ITSELF]
+    assert not trouble, trouble

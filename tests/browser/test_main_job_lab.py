@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.acceptance.staging import CONFIG, Stage, kill
+from tests.browser.lab import NOTEBOOK_7
 from tests.waiting import until
 
 pytestmark = pytest.mark.browser
@@ -62,6 +63,27 @@ def test_a_run_survives_the_kernel_and_run_all_again_launches_nothing(notebook, 
     refuse(card(book))
     book.picture("lab-real-completed-light")
     assert stage.executions(run) == 1
+
+
+def test_card_browser_and_dashboard_work_in_notebook_7(notebook, stage):
+    book = notebook([*cells(stage), "run.browse()", "ws.dashboard()"], NOTEBOOK_7)
+    book.command("notebook:run-cell")
+    expect(card(book)).to_have_attribute("data-state", "extracting", timeout=60_000)
+    book.command("notebook:run-all-cells")
+    assert "'completed'" in str(book.outputs(1))
+    expect(card(book)).to_have_attribute("data-state", "completed")
+    refuse(card(book))
+    book.picture("notebook-7-completed-light")
+    browser = book.cell(2).locator(".xk-browser")
+    expect(browser).to_have_attribute("data-feature", "0", timeout=30_000)
+    book.focus(browser.get_by_role("listbox", name="Features"))
+    book.page.keyboard.press("j")
+    expect(browser).to_have_attribute("data-feature", "1")
+    row = book.cell(3).locator(f'[data-run="{the_run(stage).run_id}"]')
+    expect(row).to_contain_text("Completed")
+    book.picture("notebook-7-dashboard-light")
+    assert len(stage.ws.views()) == 1
+    assert stage.executions(the_run(stage)) == 1
 
 
 def refuse(shown):
