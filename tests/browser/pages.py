@@ -81,7 +81,9 @@ def listen(page: Page, trouble: list[str]) -> None:
         if message.type == "error":
             trouble.append(f"console: {message.text}")
 
-    page.on("pageerror", lambda error: trouble.append(f"page error: {error}"))
+    page.on(
+        "pageerror", lambda error: trouble.append(f"page error: {error.stack or error}")
+    )
     page.on("console", console)
 
 
