@@ -61,17 +61,6 @@ class Action(StrEnum):
 
 _KILL_TAKES_S = 5.0  # a killed process may first have to leave a system call
 
-# Evidence that an unclaimed attempt will not run under its id any more.
-_LOST = frozenset(
-    {
-        Evidence.MISSING,
-        Evidence.FAILED,
-        Evidence.FINISHED,
-        Evidence.CANCELED,
-        Evidence.UNLISTED,
-    }
-)
-
 
 def about_unclaimed(
     state: RunState, evidence: Evidence, *, unchanged_s: float, settings: Settings

@@ -322,6 +322,7 @@ def test_the_monitor_mends_the_snapshot(runs):
         assert snapshot.execute("SELECT count(*) FROM runs").fetchall() == [(2,)]
 
 
+@pytest.mark.timeout(25)  # the others' patience is 30 s; it has none
 @pytest.mark.usefixtures("two")
 def test_a_process_frozen_while_it_rebuilds_the_snapshot_does_not_stop_the_monitor(runs):
     lock = embedded.take_lock(runs.bench.paths.run / "catalog.lock")  # as that process does
