@@ -28,16 +28,11 @@ from tests.unit.lab import Lab
 SMALL = "n_tokens = 2000\ncontext_size = 32"
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("wishes")
-
-
-@pytest.fixture(scope="module")
-def ws(home, tiny):
+@pytest.fixture
+def ws(tmp_path, tiny):
     """A real training; the server is away, so launches are real and stay requested."""
-    away = Settings(redis_url=f"unix://{home / 'away.sock'}", min_free_bytes=0)
-    made = Workspace(home / "ws", settings=away)
+    away = Settings(redis_url=f"unix://{tmp_path / 'away.sock'}", min_free_bytes=0)
+    made = Workspace(tmp_path / "ws", settings=away)
     for name in ("tiny", "other"):
         made.register_training(name, sae=tiny.saes["topk"], model=tiny.model)
     return made
@@ -157,6 +152,8 @@ def test_corpora_of_earlier_runs_are_offered_with_the_config_that_fits(ws, tiny)
     lines = "\n".join(f"{name} = {value}" for name, value in offered["config"].items())
     said = wishes.foresee(ws._bench, wish(tiny, path=None, run_id=run.run_id, config=lines))
     assert said.foreseen.run_id == run.run_id
+    assert wishes.corpora(ws._bench, "other") == []
+    ws.launch("other", corpus=tiny.corpus, config=ExtractionConfig.from_toml(SMALL)).cancel()
     assert wishes.corpora(ws._bench, "other")[0]["n_tokens"] == 2000
     assert [one["training_id"] for one in wishes.trainings(ws._bench)] == ["other", "tiny"]
 

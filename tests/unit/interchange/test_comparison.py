@@ -42,9 +42,9 @@ def extracted(tiny, sae, folder=None, **options):
     )
 
 
-@pytest.fixture(scope="module")
-def ws(tmp_path_factory):
-    return xk.Workspace(tmp_path_factory.mktemp("ws") / "home")
+@pytest.fixture
+def ws(tmp_path):
+    return xk.Workspace(tmp_path / "home")
 
 
 @pytest.fixture(scope="module")

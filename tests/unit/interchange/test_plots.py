@@ -2,19 +2,19 @@
 
 import sys
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from extraction_kit.errors import UnknownFeature
 
-mpl.use("agg")
+plt.switch_backend("agg")
 
 
 @pytest.fixture(autouse=True)
 def close():
     yield
-    mpl.pyplot.close("all")
+    plt.close("all")
 
 
 def test_the_density_plot_counts_each_living_feature_once(run):
@@ -26,7 +26,7 @@ def test_the_density_plot_counts_each_living_feature_once(run):
 
 
 def test_the_histogram_plot_shows_the_runs_bins(run):
-    ax = mpl.pyplot.figure().subplots()
+    ax = plt.figure().subplots()
     assert run.plot_histogram(3, ax=ax) is ax
     [steps] = ax.patches
     hist = run.histogram(3)
