@@ -202,7 +202,8 @@ def newest_meta(run_folder: Path) -> Mapping[str, Any] | None:
 def _furthest_first(run_folder: Path) -> list[Checkpoint]:
     found = [
         Checkpoint(folder, meta)
-        for attempt in sorted(run_folder.glob("a*"))
+        for attempt in _inside(run_folder)
+        if attempt.name.startswith("a")
         for folder in _numbered(attempt)
         if (meta := _read_meta(folder)) is not None
     ]
@@ -211,8 +212,15 @@ def _furthest_first(run_folder: Path) -> list[Checkpoint]:
 
 
 def _numbered(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (each for each in folder.iterdir() if each.name.isdecimal())
+    return (each for each in _inside(folder) if each.name.isdecimal())
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return what is in a folder, which may vanish at any time: its run may end."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:

@@ -1,13 +1,15 @@
 """Checkpoints: whole or not there, the furthest sound one wins."""
 
 import json
+import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from extraction_kit import atomic
-from extraction_kit.checkpoints import META, STATE, Saver, best, save
+from extraction_kit.checkpoints import META, STATE, Saver, best, newest_meta, save
 from extraction_kit.errors import CheckpointUnusable, WorkspaceUnusable
 from tests.waiting import until
 
@@ -46,6 +48,23 @@ def test_the_furthest_of_all_attempts_is_chosen(tmp_path):
     save_at(tmp_path / "a2", 9)
     save_at(tmp_path / "a10", 8)
     assert best(tmp_path).path.parent.name == "a2"
+
+
+def test_a_look_at_a_run_whose_checkpoints_are_just_removed_finds_one_or_none(tmp_path):
+    run = tmp_path / "run"
+    save_at(tmp_path / "saved" / "a1", 7)
+
+    def come_and_go():
+        for number in range(300):
+            shutil.copytree(tmp_path / "saved", run)
+            run.rename(tmp_path / f"gone-{number}")
+
+    with ThreadPoolExecutor(1) as worker:
+        work = worker.submit(come_and_go)
+        while not work.done():
+            meta = newest_meta(run)
+            assert meta is None or meta["n_contexts_done"] == 7
+        work.result()
 
 
 def test_without_checkpoints_there_is_none(tmp_path):
