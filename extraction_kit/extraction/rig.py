@@ -242,6 +242,8 @@ class Rig:
             "tile_contexts": self.tile,
             "context_size": self.corpus.context_size,
         }
+        if self.model.has_faster_gelu:
+            found["gelu"] = "one step"
         if self.settings.device_map is not None:
             found["device_map"] = self.settings.device_map
         return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from extraction_kit.errors import BadModel
+from extraction_kit.sources.gelu import in_one_step, spelled_out
 from extraction_kit.trainings import Hookpoint
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)$")
@@ -57,6 +58,7 @@ class HookedModel:
         self.target = target
         self.sees_ahead = sees_ahead
         self._final_norm = final_norm
+        self._gelus = spelled_out(model)
         for each in (hookpoint, target):
             if each is not None:
                 self._module(each)
@@ -83,6 +85,11 @@ class HookedModel:
             sees_ahead=self.sees_ahead,
             final_norm=self._final_norm,
         )
+
+    @property
+    def has_faster_gelu(self) -> bool:
+        """Whether a pass computes GELU in another way than the model's own code does."""
+        return bool(self._gelus)
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +192,8 @@ class HookedModel:
 
     def _run(self, module: nn.Module, tokens: Tensor, **options: Any) -> Any:  # noqa: ANN401 - a model's own
         cache = {} if self.sees_ahead else {"use_cache": False}
-        return module(input_ids=tokens, **cache, **options)
+        with in_one_step(self._gelus):
+            return module(input_ids=tokens, **cache, **options)
 
     def _listen(self, place: Hookpoint, keep: Callable[[object], None]) -> RemovableHandle:
         """Let `keep` have what the forward pass brings to a place."""

@@ -297,7 +297,7 @@ def test_a_reader_never_waits_for_a_writer(store, url):
 
 
 def test_a_writer_that_freezes_in_a_transaction_is_cut_off_by_the_server(postgres_url):
-    Store(postgres_url).prepare()  # on a busy machine a migration pauses for longer than 0.5 s
+    Store(postgres_url).prepare()  # a migration may pause for longer than 0.5 s
     store = Store(postgres_url, frozen_after_s=0.5)
 
     def freeze():

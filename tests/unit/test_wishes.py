@@ -153,7 +153,9 @@ def test_corpora_of_earlier_runs_are_offered_with_the_config_that_fits(ws, tiny)
     said = wishes.foresee(ws._bench, wish(tiny, path=None, run_id=run.run_id, config=lines))
     assert said.foreseen.run_id == run.run_id
     assert wishes.corpora(ws._bench, "other") == []
-    ws.launch("other", corpus=tiny.corpus, config=ExtractionConfig.from_toml(SMALL)).cancel()
+    ws.launch(
+        "other", corpus=tiny.corpus, config=ExtractionConfig.from_toml(SMALL)
+    ).cancel()
     assert wishes.corpora(ws._bench, "other")[0]["n_tokens"] == 2000
     assert [one["training_id"] for one in wishes.trainings(ws._bench)] == ["other", "tiny"]
 
