@@ -10,7 +10,7 @@ from torch import Tensor
 from extraction_kit.sources.devices import sent
 from extraction_kit.sources.lanes import Lanes, Mark
 from extraction_kit.stats import Contexts
-from extraction_kit.stats.activations import flat_nonzero
+from extraction_kit.stats.activations import flat_nonzero, picked
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Block:
         index = flat_nonzero(self.mask)
         row = torch.div(index, self.mask.shape[1], rounding_mode="floor")
         column = index - row * self.mask.shape[1]
-        value = self.pre.view(-1).take(index)
+        value = picked(self.pre.view(-1), index)
         self.slot.read = self.lanes.here()
         return row + self.first_row, column, value
 

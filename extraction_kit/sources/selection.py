@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from extraction_kit.stats.activations import flat_nonzero, picked
+
 GROUPS_PER_K = 4
 """Groups of features, per k, whose maxima bound the k-th largest pre-activation."""
 _RADIX = 2**16  # NumPy sorts 16-bit integers in linear time
@@ -138,13 +140,13 @@ class Largest(Scan):
         row, feature, value = by_row(joined(self.parts))
         best, last = largest_per_row(row, value, k=self._k, n_rows=self._n_rows)
         torch.maximum(self._floor, last, out=self._floor)
-        self.parts = [(row[best], feature[best], value[best])]
+        self.parts = [(picked(row, best), picked(feature, best), picked(value, best))]
 
     def result(self) -> Found:
         """Return the k largest positive ones of each row."""
         row, feature, value = by_row(joined(self.parts))
         best, _ = largest_per_row(row, value, k=self._k, n_rows=self._n_rows)
-        return row[best], feature[best], value[best]
+        return picked(row, best), picked(feature, best), picked(value, best)
 
 
 class LargestOfGroups(Scan):
@@ -186,7 +188,7 @@ def by_row(found: Found) -> Found:
         order = torch.from_numpy(np.argsort(narrow, kind="stable"))
     else:
         order = torch.argsort(row, stable=True)
-    return row[order], feature[order], value[order]
+    return picked(row, order), picked(feature, order), picked(value, order)
 
 
 def floor_of_largest(pre: Float[Tensor, "row feature"], k: int) -> Float[Tensor, " row"]:
@@ -213,7 +215,7 @@ def largest_per_row(
     """
     length = torch.bincount(row, minlength=n_rows)
     begin = torch.cumsum(length, 0) - length
-    column = torch.arange(row.numel(), device=row.device) - begin[row]
+    column = torch.arange(row.numel(), device=row.device) - picked(begin, row)
     widest = max(k, int(length.max()) if length.numel() else 0)
     table = value.new_zeros((n_rows, widest))
     table[row, column] = value
@@ -222,4 +224,4 @@ def largest_per_row(
     kept.scatter_(1, ordered.indices[:, :k], True)
     kept &= table > 0
     last = ordered.values[:, k - 1].clamp(min=0)
-    return torch.nonzero(kept[row, column]).squeeze(1), last
+    return flat_nonzero(kept[row, column]), last

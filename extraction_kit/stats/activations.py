@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 
 POSITION_BITS = 20
@@ -21,6 +21,13 @@ def flat_nonzero(mask: Tensor) -> Tensor:
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return torch.nonzero(mask.reshape(-1)).squeeze(1)
+
+
+def picked(
+    column: Shaped[Tensor, " m"], index: Int64[Tensor, " n"]
+) -> Shaped[Tensor, " n"]:
+    """Return ``column[index]``, which torch finds four times as fast under this name."""
+    return column.index_select(0, index)
 
 
 def spans(
@@ -87,11 +94,12 @@ class Contexts:
 class Peaks:
     """The largest activation of each feature in each context in which it is active.
 
-    ``cell`` is the place of the context in its batch * width of the feature tile + column in
-    the tile; rows are ordered by cell. Of equal values the earliest position counts.
+    Ordered by context, then feature. Of equal values the earliest position counts. The pairs
+    of a peak's cell are ``length`` ones from ``begin`` on in `Activations.by_cell`.
     """
 
-    cell: Int64[Tensor, " peak"]
+    begin: Int64[Tensor, " peak"]
+    length: Int64[Tensor, " peak"]
     feature: Int64[Tensor, " peak"]
     local: Int64[Tensor, " peak"]  # place of the context in its batch
     context: Int64[Tensor, " peak"]  # index in the corpus
@@ -100,14 +108,7 @@ class Peaks:
 
     def select(self, index: Int64[Tensor, " kept"]) -> "Peaks":
         """Return the peaks at `index`."""
-        return Peaks(
-            self.cell[index],
-            self.feature[index],
-            self.local[index],
-            self.context[index],
-            self.pos[index],
-            self.value[index],
-        )
+        return Peaks(**{name: picked(column, index) for name, column in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -177,27 +178,35 @@ class Activations:
         """(context, column) of each pair as one index: int64 [active]."""
         return self.context * self.n_features + (self.feature - self.first_feature)
 
-    @property
-    def n_cells(self) -> int:
-        """Number of (context, feature) pairs of the tile, active or not."""
-        return self.contexts.n * self.n_features
+    @cached_property
+    def by_cell(self) -> Tensor:
+        """The pairs ordered by cell, then position: int64 [active]."""
+        narrow = self.contexts.n * self.n_features < 2**31  # twice as fast
+        return torch.argsort(
+            self.cell.to(torch.int32) if narrow else self.cell, stable=True
+        )
 
     @cached_property
     def peaks(self) -> Peaks:
         """One peak per (context, feature) that is active."""
+        order = self.by_cell
+        cell = picked(self.cell, order)
+        first = torch.ones_like(cell, dtype=torch.bool)
+        torch.ne(cell[1:], cell[:-1], out=first[1:])
+        begin = flat_nonzero(first)
+        cell = picked(cell, begin)
         # One integer maximum decides by value, then by earliest position: deterministic
         # on every device, unlike a float argmax.
         key = (ordered_bits(self.value) << POSITION_BITS) | (_LAST_POSITION - self.pos)
-        best = torch.zeros(self.n_cells, dtype=torch.int64, device=key.device)
-        best.scatter_reduce_(0, self.cell, key, "amax")
-        cell = flat_nonzero(best)
-        key = best[cell]
+        best = torch.zeros_like(begin)
+        best.scatter_reduce_(0, torch.cumsum(first, 0) - 1, picked(key, order), "amax")
         local = torch.div(cell, self.n_features, rounding_mode="floor")
         return Peaks(
-            cell=cell,
+            begin=begin,
+            length=torch.diff(begin, append=begin.new_full((1,), order.numel())),
             feature=cell - local * self.n_features + self.first_feature,
             local=local,
-            context=self.contexts.number[local],
-            pos=_LAST_POSITION - (key & _LAST_POSITION),
-            value=(key >> POSITION_BITS).to(torch.int32).view(torch.float32),
+            context=picked(self.contexts.number, local),
+            pos=_LAST_POSITION - (best & _LAST_POSITION),
+            value=(best >> POSITION_BITS).to(torch.int32).view(torch.float32),
         )

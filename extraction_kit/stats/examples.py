@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
 from extraction_kit.results import Examples
-from extraction_kit.stats.activations import Activations, Peaks, spans
+from extraction_kit.stats.activations import Activations, Peaks, flat_nonzero, picked, spans
 from extraction_kit.stats.statistic import FeatureStatistic
 
 MIN_BUFFER, MAX_BUFFER = 2**18, 2**22
@@ -60,19 +60,13 @@ class Rows:
     ) -> "Rows":
         """Return `peaks` of `batch` with the activations from and to `window` around them."""
         before, after = window
-        n = peaks.cell.numel()
-        owner = torch.full(
-            (batch.n_cells,), -1, dtype=torch.int64, device=peaks.cell.device
-        )
-        owner[peaks.cell] = torch.arange(n, device=owner.device)
-        owner = owner[batch.cell]
-        entry = torch.nonzero(owner >= 0).squeeze(1)
-        owner, pos = owner[entry], batch.pos[entry]
-        inside = pos - peaks.pos[owner]
-        near = torch.nonzero((inside >= -before) & (inside <= after)).squeeze(1)
-        # Rows ascend in the batch, so a stable sort by owner leaves positions ascending.
-        near = near[torch.argsort(owner[near], stable=True)]
-        owner, entry, pos = owner[near], entry[near], pos[near]
+        n = peaks.begin.numel()
+        entry = picked(batch.by_cell, spans(peaks.begin, peaks.length))
+        owner = torch.repeat_interleave(peaks.length)
+        pos = picked(batch.pos, entry)
+        inside = pos - picked(peaks.pos, owner)
+        near = flat_nonzero((inside >= -before) & (inside <= after))
+        owner, entry, pos = (picked(each, near) for each in (owner, entry, pos))
         start = (peaks.pos - before).clamp_(min=0)
         return cls(
             feature=peaks.feature,
@@ -82,8 +76,8 @@ class Rows:
             token=batch.contexts.tokens[peaks.local, peaks.pos].to(torch.int32),
             identity=identity,
             length=torch.bincount(owner, minlength=n),
-            act_off=(pos - start[owner]).to(torch.int32),
-            act_val=batch.value[entry],
+            act_off=(pos - picked(start, owner)).to(torch.int32),
+            act_val=picked(batch.value, entry),
         )
 
     @property
@@ -94,18 +88,12 @@ class Rows:
     def select(self, index: Int64[Tensor, " kept"]) -> "Rows":
         """Return the rows at `index`, with their windows."""
         begin = torch.cumsum(self.length, 0) - self.length
-        length = self.length[index]
-        entry = spans(begin[index], length)
+        entry = spans(picked(begin, index), picked(self.length, index))
         return Rows(
-            self.feature[index],
-            self.value[index],
-            self.context[index],
-            self.pos[index],
-            self.token[index],
-            self.identity[index],
-            length,
-            self.act_off[entry],
-            self.act_val[entry],
+            **{
+                name: picked(column, entry if name.startswith("act_") else index)
+                for name, column in vars(self).items()
+            }
         )
 
     def to(self, device: torch.device) -> "Rows":

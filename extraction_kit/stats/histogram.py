@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from extraction_kit.results import N_BINS, bin_edges
-from extraction_kit.stats.activations import Activations
+from extraction_kit.stats.activations import Activations, picked
 from extraction_kit.stats.statistic import FeatureStatistic, count_into
 
 
@@ -23,6 +23,24 @@ def float32_edges() -> np.ndarray:
     return np.where(near < exact, np.nextafter(near, np.float32(np.inf)), near)
 
 
+_CELL_BITS = 19
+"""Bits of a float32 below those that number its cell: 16 cells in an octave of 8 bins, so
+that no cell has two edges, and one comparison tells what a bisection would."""
+_FIRST_CELL = int(np.float32(bin_edges()[1]).view(np.int32) >> _CELL_BITS) - 1
+
+
+def _cells() -> tuple[np.ndarray, np.ndarray]:
+    """Return of each cell the bin in which it begins, and the edge above that bin.
+
+    The first cell stands for all smaller numbers, the last one for all larger ones.
+    """
+    edges = float32_edges()
+    last = int(edges[-1].view(np.int32) >> _CELL_BITS)
+    begin = np.arange(_FIRST_CELL, last + 1, dtype=np.int32) << _CELL_BITS
+    bin_below = np.searchsorted(edges, begin.view(np.float32), side="right")
+    return bin_below, np.append(edges, np.float32(np.inf))[bin_below]
+
+
 class Histogram(FeatureStatistic):
     """Active tokens per bin of `extraction_kit.results.bin_edges`, for every feature.
 
@@ -34,11 +52,15 @@ class Histogram(FeatureStatistic):
 
     def __init__(self, d_sae: int, *, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(d_sae * N_BINS, dtype=torch.int64, device=device)
-        self._edges = torch.from_numpy(float32_edges()).to(device)
+        bin_below, next_edge = _cells()
+        self._bin_below = torch.from_numpy(bin_below).to(device)
+        self._next_edge = torch.from_numpy(next_edge).to(device)
 
     def bins(self, value: Float32[Tensor, " n"]) -> Int64[Tensor, " n"]:
-        """Return the bin of each value."""
-        return torch.bucketize(value, self._edges, right=True)
+        """Return the bin of each positive value."""
+        cell = (value.view(torch.int32) >> _CELL_BITS) - _FIRST_CELL
+        cell = cell.clamp_(0, self._next_edge.numel() - 1)
+        return picked(self._bin_below, cell) + (value >= picked(self._next_edge, cell))
 
     def update(self, batch: Activations) -> "Histogram":
         """Count the active tokens of `batch`."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from extraction_kit.stats.activations import Activations, ordered_bits
+from extraction_kit.stats.activations import Activations, flat_nonzero, ordered_bits, picked
 from extraction_kit.stats.statistic import FeatureStatistic, count_into
 
 
@@ -71,7 +71,7 @@ class Maximum(FeatureStatistic):
         """Look for larger activations in `batch`."""
         peaks = batch.peaks
         # An equal value of an earlier context may come later: >= and not >.
-        rivals = torch.nonzero(peaks.value >= self.max_act[peaks.feature]).squeeze(1)
+        rivals = flat_nonzero(peaks.value >= picked(self.max_act, peaks.feature))
         if rivals.numel():
             peaks = peaks.select(rivals)
             self._challenge(peaks.feature, peaks.value, peaks.context, pos=peaks.pos)
@@ -79,7 +79,7 @@ class Maximum(FeatureStatistic):
 
     def merge(self, other: "Maximum") -> "Maximum":
         """Take over the larger maxima of `other`."""
-        fired = torch.nonzero(other.max_context >= 0).squeeze(1)
+        fired = flat_nonzero(other.max_context >= 0)
         device = self.max_act.device
         self._challenge(
             fired.to(device),
@@ -151,6 +151,6 @@ def best_first(
     Each (feature, context) pair occurs once, so no position is needed to decide.
     """
     by_context = torch.argsort(context, stable=True)
-    largest_first = (1 << 31) - 1 - ordered_bits(value[by_context])
-    key = (feature[by_context] << 32) | largest_first
-    return by_context[torch.argsort(key, stable=True)]
+    largest_first = (1 << 31) - 1 - ordered_bits(picked(value, by_context))
+    key = (picked(feature, by_context) << 32) | largest_first
+    return picked(by_context, torch.argsort(key, stable=True))

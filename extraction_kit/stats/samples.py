@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from extraction_kit.results import GROUPS, LOG2_HIGH, LOG2_LOW, N_BANDS
-from extraction_kit.stats.activations import Peaks, ordered_bits
+from extraction_kit.stats.activations import Peaks, flat_nonzero, ordered_bits, picked
 from extraction_kit.stats.examples import ExampleStatistic, Rows, ranks
 from extraction_kit.stats.hashing import LARGEST, Draw, mixed
 
@@ -65,20 +65,20 @@ class _Sample(ExampleStatistic):
 
     def could_enter(self, peaks: Peaks) -> Int64[Tensor, " index"]:
         """Return which of `peaks` have no larger hash than the last of a full slot."""
-        return torch.nonzero(self.hash(peaks) <= self._bound[self.slot(peaks)]).squeeze(1)
+        return flat_nonzero(self.hash(peaks) <= picked(self._bound, self.slot(peaks)))
 
     def ordered(self, rows: Rows) -> tuple[Int64[Tensor, " index"], Int64[Tensor, " slot"]]:
         """Return the order (slot asc, hash asc, context asc), and the slots."""
         order = torch.argsort(rows.context, stable=True)
-        order = order[torch.argsort(self.hash(rows)[order], stable=True)]
+        order = picked(order, torch.argsort(picked(self.hash(rows), order), stable=True))
         slot = self.slot(rows)
-        order = order[torch.argsort(slot[order], stable=True)]
-        return order, slot[order]
+        order = picked(order, torch.argsort(picked(slot, order), stable=True))
+        return order, picked(slot, order)
 
     def raise_bound(self, kept: Rows) -> None:
         """Take the hash of the `k`-th of each slot that has so many."""
         slot = self.slot(kept)
-        last = torch.nonzero(ranks(slot) == self.k - 1).squeeze(1)
+        last = flat_nonzero(ranks(slot) == self.k - 1)
         self._bound.fill_(LARGEST)
         self._bound[slot[last]] = self.hash(kept)[last]
 
@@ -166,15 +166,15 @@ class BandExamples(_Sample):
     def could_enter(self, peaks: Peaks) -> Int64[Tensor, " index"]:
         """Return those that are not too low for any band either."""
         self._raise(peaks)
-        near = torch.nonzero(self._band(peaks) < N_BANDS).squeeze(1)
-        return near[super().could_enter(peaks.select(near))]
+        near = flat_nonzero(self._band(peaks) < N_BANDS)
+        return picked(near, super().could_enter(peaks.select(near)))
 
     def ordered(self, rows: Rows) -> tuple[Int64[Tensor, " index"], Int64[Tensor, " slot"]]:
         """Return the order without the rows that have become too low."""
         self._raise(rows)
         order, slot = super().ordered(rows)
-        near = self._band(rows)[order] < N_BANDS
-        return order[near], slot[near]
+        near = flat_nonzero(picked(self._band(rows), order) < N_BANDS)
+        return picked(order, near), picked(slot, near)
 
     def raise_bound(self, kept: Rows) -> None:
         """Take the bounds, and the highest octaves."""
@@ -186,7 +186,7 @@ class BandExamples(_Sample):
         self._highest.scatter_reduce_(0, of.feature, octave(of.value), "amax")
 
     def _band(self, of: Peaks | Rows) -> Int64[Tensor, " n"]:
-        return self._highest[of.feature] - octave(of.value)
+        return picked(self._highest, of.feature) - octave(of.value)
 
     def group(self, kept: Rows) -> np.ndarray:
         """Return ``band_1`` and so on."""

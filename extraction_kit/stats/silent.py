@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from extraction_kit.results import GROUPS, Examples
-from extraction_kit.stats.activations import Activations
+from extraction_kit.stats.activations import Activations, flat_nonzero, picked
 from extraction_kit.stats.hashing import LARGEST, Draw, mixed
 from extraction_kit.stats.statistic import FeatureStatistic
 
@@ -76,18 +76,18 @@ class SilentExamples(FeatureStatistic):
         known = batch.contexts
         number = known.number
         enters = (self._hash(number) <= self._bound) & known.valid.any(dim=1)
-        local = torch.nonzero(enters).squeeze(1)
+        local = flat_nonzero(enters)
         if not local.numel():
             return self
         pos = self._positions(number[local], known.valid[local])
-        pairs = torch.nonzero(enters[batch.peaks.local]).squeeze(1)
+        pairs = flat_nonzero(picked(enters, batch.peaks.local))
         self._take(
             {
                 "context": number[local],
                 "pos": pos,
                 "token": known.tokens[local, pos].to(torch.int32),
-                "pair_context": batch.peaks.context[pairs],
-                "pair_feature": batch.peaks.feature[pairs].to(torch.int32),
+                "pair_context": picked(batch.peaks.context, pairs),
+                "pair_feature": picked(batch.peaks.feature, pairs).to(torch.int32),
             }
         )
         return self

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from extraction_kit.results import GROUPS
-from extraction_kit.stats.activations import Activations, Peaks
+from extraction_kit.stats.activations import Activations, Peaks, flat_nonzero, picked
 from extraction_kit.stats.examples import ExampleStatistic, Rows, ranks
 from extraction_kit.stats.hashing import LARGEST, mixed
 from extraction_kit.stats.moments import best_first
@@ -63,14 +63,14 @@ class TopK(ExampleStatistic):
     def could_enter(self, peaks: Peaks) -> Int64[Tensor, " index"]:
         """Return which of `peaks` are not below the smallest kept one of their feature."""
         # Equal values enter too: their context may be an earlier one.
-        return torch.nonzero(peaks.value >= self._bound[peaks.feature]).squeeze(1)
+        return flat_nonzero(peaks.value >= picked(self._bound, peaks.feature))
 
     def ordered(self, rows: Rows) -> tuple[Int64[Tensor, " index"], Int64[Tensor, " slot"]]:
         """Return the order (feature asc, value desc, context asc), and the features."""
         order = best_first(rows.feature, rows.value, rows.context)
         if self.dedupe:
             order = order[_first_of_each(rows.feature[order], rows.identity[order])]
-        return order, rows.feature[order]
+        return order, picked(rows.feature, order)
 
     def identity(self, batch: Activations, peaks: Peaks) -> Int64[Tensor, " n"]:
         """Return the hash of each peak's window, or what is always different."""
@@ -88,7 +88,7 @@ class TopK(ExampleStatistic):
 
     def raise_bound(self, kept: Rows) -> None:
         """Take the `k`-th value of each feature that has so many."""
-        last = torch.nonzero(ranks(kept.feature) == self.k - 1).squeeze(1)
+        last = flat_nonzero(ranks(kept.feature) == self.k - 1)
         self._bound.zero_()
         self._bound[kept.feature[last]] = kept.value[last]
 
@@ -115,7 +115,7 @@ class TopK(ExampleStatistic):
         for one, there in zip(feature, context, strict=True):
             wanted |= (features == one) & (contexts == there)
         ends = list(itertools.accumulate(rows.n for rows in self._pending))
-        for place in torch.nonzero(wanted).squeeze(1).tolist():
+        for place in flat_nonzero(wanted).tolist():
             part = bisect.bisect_right(ends, place)
             rows = self._pending[part]
             first = ends[part] - rows.n
