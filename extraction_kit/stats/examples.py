@@ -62,7 +62,7 @@ class Rows:
         before, after = window
         n = peaks.begin.numel()
         entry = picked(batch.by_cell, spans(peaks.begin, peaks.length))
-        owner = torch.repeat_interleave(peaks.length)
+        owner = torch.repeat_interleave(peaks.length, output_size=entry.numel())
         pos = picked(batch.pos, entry)
         inside = pos - picked(peaks.pos, owner)
         near = flat_nonzero((inside >= -before) & (inside <= after))
