@@ -126,7 +126,7 @@ pictures: $(STAMP) ## Take the README's pictures anew, from a real run in a real
 
 check-full: $(STAMP) ## Run everything but the benchmarks (hours)
 	@$(MAKE) check
-	$(PYTEST) $(SHAPES) -m "not benchmark and not golden and not browser and not gpu" tests
+	$(PYTEST) $(SHAPES) --shuffle $(shell date +%s) -m "not benchmark and not golden and not browser and not gpu" tests
 	@$(MAKE) pictures
 	@for round in 1 2 3 4 5; do \
 	  echo "browser tests, round $$round of 5"; $(MAKE) test-browser || exit 1; \

@@ -24,12 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from extraction_kit.atomic import unusable
-from extraction_kit.errors import ServerNotStarted, WorkerNotStarted
+from extraction_kit.errors import ServerNotStarted, WorkerNotStarted, WorkspaceUnusable
 from extraction_kit.liveness import start_of
 from extraction_kit.paths import Paths
 
 _MAX_SOCKET_PATH = 100  # the kernel's limit is 104 (macOS) or 108 (Linux) bytes
 _START_TIMEOUT_S = 15.0
+_STARTER_PATIENCE_S = 90.0  # with another process: longer than stopping and starting takes
 
 
 # --- locks ------------------------------------------------------------------------------
@@ -77,11 +78,21 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file for the block; wait for whoever holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Hold the lock file for the block; wait for whoever holds it.
+
+    Raises
+    ------
+    WorkspaceUnusable
+        It was held longer than what is done under it can take.
+    """
+    descriptor = take_lock(path, patience_s=_STARTER_PATIENCE_S)
+    if descriptor is None:
+        raise WorkspaceUnusable(
+            f"another process has held {path} for more than {_STARTER_PATIENCE_S:g} s, for what "
+            f"takes seconds (`fuser {path}` names it). If it is frozen, end it, then type the "
+            "same again"
+        )
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

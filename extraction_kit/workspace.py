@@ -375,6 +375,8 @@ class Workspace(Curated):
         ------
         ServerNotStarted, WorkerNotStarted
             The message holds the end of the log.
+        WorkspaceUnusable
+            Another process hangs while it starts one of them; its lock is named.
         """
         self._bench.start_server()
         self._bench.start_worker()

@@ -1,6 +1,7 @@
 """What holds for every test: a neutral environment, and no silent skip in CI."""
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -25,8 +26,28 @@ SKIPS_ALLOWED_IN_CI: tuple[str, ...] = ()
 """How the reason of a skip may begin when ``CI`` is set: regular expressions, each with a why."""
 
 
+def pytest_addoption(parser):
+    """Let a test that leans on another one be found."""
+    parser.addoption(
+        "--shuffle", metavar="SEED",
+        help="run the files, and the tests of each, in an order that is drawn with this seed",
+    )  # fmt: skip
+
+
 @pytest.hookimpl(trylast=True)  # after the tests that were not asked for are gone
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    """Order the tests: as `--shuffle` says, else so that no process has to wait for another."""
+    seed = config.getoption("shuffle")
+    if seed is None:
+        _spread(items)
+        return
+    chance = random.Random(seed)  # noqa: S311 - an order
+    chance.shuffle(items)
+    files = list(dict.fromkeys(item.path for item in items))
+    items.sort(key=lambda item: files.index(item.path))
+
+
+def _spread(items):
     """Spread the tests that wait for other processes evenly among those that compute.
 
     Each of the processes that run tests gets a stretch of the list: one that had all the

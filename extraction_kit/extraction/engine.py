@@ -367,13 +367,12 @@ class _Extraction:
     def _elapsed_s(self) -> float:
         return self.earlier_s + self.clock() - self.started
 
-    def _begin_to_save(self) -> None:
-        """Have the state as it is now written, by a thread."""
+    def _begin_to_save(self, *, at_work: bool = True) -> None:
+        """Have the state as it is now written, by a thread; a copy if it changes meanwhile."""
         if self.saver is None:
             return
-        # Copies: the originals change while these are being written.
         arrays = {
-            f"{prefix}{name}": tensor.cpu().numpy().copy()
+            f"{prefix}{name}": tensor.to("cpu", copy=at_work).numpy()
             for prefix, station in self._prefixed()
             for name, tensor in station.statistics.state_dict().items()
         }
@@ -395,7 +394,7 @@ class _Extraction:
             return
         self.saver.finish()
         if self.n_contexts_done > (self._saved("n_contexts_done") or 0):
-            self._begin_to_save()
+            self._begin_to_save(at_work=False)
             self.saver.finish()
 
     def _saved(self, what: str) -> int | None:

@@ -242,9 +242,9 @@ def _timed_checkpoints():
     """
     seconds, begin = [], engine._Extraction._begin_to_save
 
-    def timed(job):
+    def timed(job, **how):
         began = time.perf_counter()
-        begin(job)
+        begin(job, **how)
         stopped_s = time.perf_counter() - began
         job.saver.finish()
         seconds.append((stopped_s, time.perf_counter() - began))

@@ -6,7 +6,11 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
+from extraction_kit import Workspace, embedded
 from extraction_kit.embedded import is_held, take_lock
+from extraction_kit.errors import WorkspaceUnusable
 
 
 def test_a_lock_is_held_until_its_process_ends(tmp_path):
@@ -60,3 +64,18 @@ def test_one_who_asks_never_mistakes_another_who_asks_for_a_holder(tmp_path):
         assert not is_held(path)
         fcntl.flock(asking, fcntl.LOCK_EX)
         assert is_held(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", ["server", "worker"])
+def test_who_hangs_while_starting_holds_up_nobody_for_ever(
+    tmp_path, monkeypatch, request, what
+):
+    ws = Workspace(tmp_path / "ws")
+    request.addfinalizer(ws.down)
+    monkeypatch.setattr(embedded, "_STARTER_PATIENCE_S", 0.2)
+    lock = take_lock(ws._bench.paths.run / f"{what}-start.lock")  # as one that is frozen
+    with pytest.raises(WorkspaceUnusable, match=f"fuser .*{what}-start.lock"):
+        ws.up()
+    os.close(lock)
+    ws.up()  # it has ended
