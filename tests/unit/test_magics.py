@@ -26,10 +26,10 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 FIELDS = "allowed are n_tokens, context_size, top_k"
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+@pytest.fixture
+def lab(tmp_path):
     """Two trainings; the first has a completed run and, of another corpus, one at work."""
-    lab = Lab(tmp_path_factory.mktemp("magics") / "ws")
+    lab = Lab(tmp_path / "ws")
     lab.done = lab.completed("gpt2-l6")
     lab.active = lab.begun(lab.content("gpt2-l6", seed=1))
     lab.done_later = lab.completed("smollm2-demo")
@@ -196,9 +196,7 @@ def test_a_refusal_is_shown_without_the_lines_of_the_package(one_shell, capsys):
 
 def test_runs_lists_all_runs_the_newest_first(shell, lab):
     table = value(shell, "%runs").df()
-    of_the_lab = [lab.done_later, lab.active, lab.done]  # other tests add to it
-    table = table[table.run_id.isin(of_the_lab)]
-    assert list(table.run_id) == of_the_lab
+    assert list(table.run_id) == [lab.done_later, lab.active, lab.done]
     assert list(table.state) == ["completed", "extracting", "completed"]
 
 
