@@ -242,8 +242,8 @@ class Rig:
             "tile_contexts": self.tile,
             "context_size": self.corpus.context_size,
         }
-        if self.model.has_faster_gelu:
-            found["gelu"] = "one step"
+        for each in (self.model, *(station.sae for station in self.stations)):
+            found |= each.shortcuts
         if self.settings.device_map is not None:
             found["device_map"] = self.settings.device_map
         return found

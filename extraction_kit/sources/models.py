@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from extraction_kit.errors import BadModel
-from extraction_kit.sources.gelu import in_one_step, spelled_out
+from extraction_kit.sources.shortcuts import Shortcuts
 from extraction_kit.trainings import Hookpoint
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)$")
@@ -58,7 +58,7 @@ class HookedModel:
         self.target = target
         self.sees_ahead = sees_ahead
         self._final_norm = final_norm
-        self._gelus = spelled_out(model)
+        self._shortcuts = Shortcuts(model)
         for each in (hookpoint, target):
             if each is not None:
                 self._module(each)
@@ -87,9 +87,9 @@ class HookedModel:
         )
 
     @property
-    def has_faster_gelu(self) -> bool:
-        """Whether a pass computes GELU in another way than the model's own code does."""
-        return bool(self._gelus)
+    def shortcuts(self) -> dict[str, str]:
+        """What a pass computes in another way than the model's own code, and how."""
+        return self._shortcuts.described
 
     @property
     def device(self) -> torch.device:
@@ -192,7 +192,7 @@ class HookedModel:
 
     def _run(self, module: nn.Module, tokens: Tensor, **options: Any) -> Any:  # noqa: ANN401 - a model's own
         cache = {} if self.sees_ahead else {"use_cache": False}
-        with in_one_step(self._gelus):
+        with self._shortcuts.taken():
             return module(input_ids=tokens, **cache, **options)
 
     def _listen(self, place: Hookpoint, keep: Callable[[object], None]) -> RemovableHandle:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
+from extraction_kit.sources import onednn
 from extraction_kit.sources.devices import statistics_device
 
 BLOCK_ELEMENTS = 2**24
@@ -75,6 +76,7 @@ class Products:
         """Rows that are done at once."""
         self._step = max(1, block_elements // (2 * width))
         self._scores = torch.empty((0, padded))
+        self._by_onednn = onednn.is_faster(device, torch.float32)
         longest = [
             torch.linalg.vector_norm(self._there(part), dim=1) * self._scale32[span]
             for span, part in self._parts()
@@ -116,7 +118,11 @@ class Products:
         scores = self._scores[: rows.shape[0]]
         rows = rows.to(torch.float32).to(self._device)
         for span, part in self._parts():
-            torch.mm(rows, self._there(part).T, out=scores[:, span][:, : part.shape[0]])
+            into = scores[:, span][:, : part.shape[0]]
+            if self._by_onednn:
+                into.copy_(onednn.linear(rows, self._there(part), None))
+            else:
+                torch.mm(rows, self._there(part).T, out=into)
         scores[:, : len(self._scale32)] *= self._scale32
         return scores
 

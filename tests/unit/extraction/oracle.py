@@ -20,7 +20,8 @@ CONFIGS = {
     ),
     "specials count": CONFIG.replace(exclude_special_tokens=False, n_tokens=211),
 }
-CLOSE = {"rel": 1e-5, "abs": 1e-5}  # float32 against float64
+CLOSE = {"rel": 1e-5, "abs": 1e-4}
+"""Float32 against float64; the residual stream reaches 40, and 2e-5 are lost on the way."""
 
 
 def naive_activations(training, corpus):
@@ -28,8 +29,10 @@ def naive_activations(training, corpus):
 
     Each context goes through the whole model alone and without padding.
     """
-    model = AutoModelForCausalLM.from_pretrained(training.model.path).eval()
-    model.model.norm = torch.nn.Identity()  # else the last hidden state is a normed one
+    model = AutoModelForCausalLM.from_pretrained(training.model.path, dtype=torch.float64)
+    model.eval().model.norm = (
+        torch.nn.Identity()
+    )  # else the last hidden state is a normed one
     sae = load_file(training.sae.path + "/sae_weights.safetensors")
     sae = {name: tensor.double().numpy() for name, tensor in sae.items()}
     batch = corpus.read(0, corpus.n_contexts)
@@ -39,7 +42,7 @@ def naive_activations(training, corpus):
         known = torch.from_numpy(tokens[present]).long()[None]
         with torch.no_grad():
             states = model(known, output_hidden_states=True).hidden_states
-        x = states[training.hookpoint.layer + 1][0].double().numpy()
+        x = states[training.hookpoint.layer + 1][0].numpy()
         h = (x - sae["b_dec"]) @ sae["W_enc"] + sae["b_enc"]
         acts = np.zeros_like(h)
         for pos in range(len(h)):
