@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -56,7 +57,7 @@ ROWS = [
         {"name": "whole engine", "architecture": architecture, "d_sae": d_sae, "n_tokens": n,
          # once per run, and known from the smaller ones: as many tokens' encoding as features
          "config": {"n_neighbours": 0} if d_sae > 2**16 else {}}
-        for d_sae, n in ((8192, 65_536), (32_768, 32_768), (131_072, 16_384))
+        for d_sae, n in ((8192, 131_072), (32_768, 65_536), (131_072, 16_384))
         for architecture in ("jumprelu", "topk")
     ),
     *(
@@ -91,6 +92,8 @@ class Baseline:
             device=torch.device("cpu"),
             dtype=torch.float32,
         )
+        with patch.object(onednn, "is_faster", return_value=False):
+            self.torchs_own = self.model.at(self.model.hookpoint)
         weights = load_weights(training.sae)
         self.k = training.sae.k
         self.w, self.b, self.b_dec = weights["W_enc"], weights["b_enc"], weights["b_dec"]
@@ -137,13 +140,18 @@ class Baseline:
         """Compute the activations of a tile."""
         self.encode(self.model(tokens) - self.b_dec, self.rows)
 
-    def encode(self, x, n_rows):
+    def without_onednn(self, tokens):
+        """Compute the same with torch's own products, into reused memory."""
+        self.encode(self.torchs_own(tokens) - self.b_dec, self.rows, torch.addmm)
+
+    def encode(self, x, n_rows, product=None):
         """Make dense activations, some rows at a time."""
+        product = product or self.product
         for some in x.split(n_rows):
             pre, acts, mask = (
                 each[: len(some)] for each in (self.pre, self.acts, self.mask)
             )
-            pre = self.product(self.b, some, self.w, out=pre)
+            pre = product(self.b, some, self.w, out=pre)
             if self.k is None:
                 torch.gt(pre, self.bound, out=mask)
                 torch.where(mask, pre, self.zero, out=acts)
@@ -153,7 +161,7 @@ class Baseline:
 
     def eager(self, tokens):
         """Compute the same as one would write it first."""
-        for some in (self.model(tokens) - self.b_dec).split(self.rows):
+        for some in (self.torchs_own(tokens) - self.b_dec).split(self.rows):
             pre = some @ self.w + self.b
             if self.k is None:
                 acts = torch.relu(pre) * (pre > self.bound)
@@ -171,6 +179,7 @@ class Turns:
     engine: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
     eager: list[float] = field(default_factory=list)
+    without_onednn: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     at: tuple[float, float] | None = None
     ended: bool = False
@@ -188,6 +197,7 @@ class Turns:
             self.limit.append(_cpu(self.baseline, tokens))
             if len(self.limit) % 4 == 0:
                 self.eager.append(_cpu(self.baseline.eager, tokens))
+                self.without_onednn.append(_cpu(self.baseline.without_onednn, tokens))
         self.at = time.process_time(), time.perf_counter()
 
     def spread(self):
@@ -234,9 +244,15 @@ def measure(row, folder):
         "n_tokens": n,
         "ratio_to_limit": round(sum(turns.engine) / sum(turns.limit), 3),
         "spread": turns.spread(),
-        "eager_to_limit": round(
-            statistics.mean(turns.eager) / statistics.mean(turns.limit), 3
-        ),
+        **{
+            f"{name}_to_limit": round(
+                statistics.mean(took) / statistics.mean(turns.limit), 3
+            )
+            for name, took in (
+                ("eager", turns.eager),
+                ("without_onednn", turns.without_onednn),
+            )
+        },
         "us_per_token": round(1e6 * sum(turns.engine) / n),
         "tokens_per_s": round(n / sum(turns.wall)),
         "finishing_s": round(finishing_s, 1),  # once per run: logits, neighbours
@@ -394,7 +410,8 @@ def _print(row):
     print(  # noqa: T201 - the table
         f"{row['name']:24} {row['architecture']:9} {row['d_sae']:7} L0 {row['l0']:5} "
         f"{row['ratio_to_limit']:6.3f} ({low:.3f} {middle:.3f} {high:.3f})  eager "
-        f"{row['eager_to_limit']:.3f}  {row['us_per_token']:6} us/token  "
+        f"{row['eager_to_limit']:.3f}  addmm {row['without_onednn_to_limit']:.3f}  "
+        f"{row['us_per_token']:6} us/token  "
         f"{row['tokens_per_s']:6} tok/s, after the pass {row['finishing_s']} s, a checkpoint "
         f"{row['checkpoint_s']} s, of which it stops {row['checkpoint_stops_s']} s",
         flush=True,
