@@ -34,7 +34,8 @@ from extraction_kit.workbench import Workbench
 
 CPU_EFFICIENCY = 0.4
 """Share of the speed of a large matrix product that an extraction reaches on a CPU: seen at
-d_in 256 and d_sae 8192 on one thread. Narrow models reach less (0.1 at d_in 64)."""
+d_in 256 and d_sae 8192 on two threads. Wide models reach more (0.6 at d_in 512), narrow ones
+less (0.15 at d_in 64)."""
 START_S = 12.0
 """Seconds from the claim to the first batch: importing torch, loading, checking."""
 _LIBRARIES = 500 * 2**20  # resident with torch and transformers imported

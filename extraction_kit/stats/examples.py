@@ -108,7 +108,11 @@ def _columns(rows: Rows) -> list[Tensor]:
 def ranks(slot: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
     """Return the rank of each row among its slot's; `slot` is ascending."""
     place = torch.arange(slot.numel(), device=slot.device)
-    return place - torch.searchsorted(slot, slot)
+    first = torch.ones_like(slot, dtype=torch.bool)
+    torch.ne(slot[1:], slot[:-1], out=first[1:])
+    begin = flat_nonzero(first)
+    length = torch.diff(begin, append=begin.new_full((1,), slot.numel()))
+    return place - torch.repeat_interleave(begin, length, output_size=slot.numel())
 
 
 class ExampleStatistic(FeatureStatistic):

@@ -29,11 +29,12 @@ import torch
 
 from extraction_kit.config import ExtractionConfig, Settings
 from extraction_kit.corpora import ReadingOrder
-from extraction_kit.extraction import engine, extract
+from extraction_kit.extraction import engine, extract, station
 from extraction_kit.sources import onednn
 from extraction_kit.sources.devices import cpu_threads
 from extraction_kit.sources.loading import load_model
 from extraction_kit.sources.sae_weights import load_weights
+from extraction_kit.stats import Collection
 from tests.benchmarks.parts import CONTEXT_SIZE, make_parts
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
@@ -282,16 +283,21 @@ def _timed_checkpoints():
 
 
 class Peak:
-    """Resident memory of this process: when the statistics begin, and the most since."""
+    """Resident memory of this process: before there are statistics, and the most since."""
 
     def __init__(self):
         self.process, self.base, self.most = psutil.Process(), None, 0
 
+    def statistics(self, **sizes):
+        """Make them; model and SAE are loaded."""
+        self.base = self.process.memory_info().rss
+        return Collection(**sizes)
+
     def __call__(self, progress):
+        if progress.phase == "extracting" and not self.most:
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
         if progress.phase in {"extracting", "finishing"}:
-            now = self.process.memory_info().rss
-            self.base = now if self.base is None else self.base
-            self.most = max(self.most, now, _peak())
+            self.most = max(self.most, self.process.memory_info().rss, _peak())
 
 
 def _peak():
@@ -307,16 +313,12 @@ def measure_memory(row, folder):
     corpus = make_parts(PARTS).corpus(training, config)
     peak = Peak()
 
-    def reset_at_start(progress):
-        if progress.phase == "extracting" and peak.base is None:
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-        peak(progress)
-
     began = time.perf_counter()
-    extract(
-        training, corpus, config=config, settings=SETTINGS, checkpoints=folder,
-        on_progress=reset_at_start,
-    )  # fmt: skip
+    with patch.object(station, "Collection", peak.statistics):
+        extract(
+            training, corpus, config=config, settings=SETTINGS, checkpoints=folder,
+            on_progress=peak,
+        )  # fmt: skip
     return {
         "name": "memory above model and SAE",
         "architecture": row["architecture"],
