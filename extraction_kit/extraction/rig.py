@@ -23,7 +23,12 @@ from extraction_kit.extraction.feed import Fed, Feed, Tile
 from extraction_kit.extraction.given import Given
 from extraction_kit.extraction.station import Station
 from extraction_kit.sources.blocks import Blocks
-from extraction_kit.sources.devices import DTYPES, describe_device, resolve_device
+from extraction_kit.sources.devices import (
+    DTYPES,
+    describe_device,
+    reduced_precision,
+    resolve_device,
+)
 from extraction_kit.sources.lanes import Lanes
 from extraction_kit.sources.loading import load_model
 from extraction_kit.sources.models import HookedModel
@@ -244,6 +249,8 @@ class Rig:
         }
         for each in (self.model, *(station.sae for station in self.stations)):
             found |= each.shortcuts
+        if reduced := reduced_precision(self.device):
+            found["float32_products"] = reduced
         if self.settings.device_map is not None:
             found["device_map"] = self.settings.device_map
         return found

@@ -62,6 +62,21 @@ def describe_device(device: torch.device) -> str:
     return device.type
 
 
+def reduced_precision(device: torch.device) -> str | None:
+    """Return in what this process multiplies float32 matrices, ``tf32`` or ``bf16``.
+
+    None in full precision, which is torch's default. ``torch.set_float32_matmul_precision``
+    changes it, and environment variables of CUDA do.
+    """
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul = getattr(backend, "matmul", None)
+    told = getattr(matmul, "fp32_precision", None)  # before torch 2.9 there is none
+    if told is None:
+        reduced = {"high": "tf32", "medium": "bf16"}
+        return reduced.get(torch.get_float32_matmul_precision())
+    return None if told in {"ieee", "none"} else str(told)
+
+
 def sent(array: np.ndarray, device: torch.device) -> Tensor:
     """Return an array on `device`, without waiting for it."""
     here = torch.from_numpy(array)

@@ -56,11 +56,9 @@ def is_there() -> bool:
 
 @cache
 def _vendor() -> str:
-    """Return the processor's maker as it calls itself, or what the system tells of it."""
-    if not _CPUINFO.exists():
-        return platform.processor().rpartition(" ")[
-            2
-        ]  # Windows: "AMD64 Family ... AuthenticAMD"
+    """Return the processor's maker as the processor names it; empty if it is not told."""
+    if not _CPUINFO.exists():  # Windows says "AMD64 Family 25 Model 97 ..., AuthenticAMD"
+        return platform.processor().rpartition(" ")[2]
     for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "vendor_id":

@@ -148,6 +148,21 @@ def test_device_is_where_it_runs(under):
         under(device="cuda:99")
 
 
+@pytest.fixture
+def precision():
+    """Return torch's function that lowers the precision of products; undone afterwards."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+def test_products_in_less_than_float32_are_told(under, precision):
+    assert "float32_products" not in under().provenance["fingerprint"]
+    precision("medium")
+    told = under().provenance["fingerprint"]["float32_products"]
+    assert told == ("tf32" if DEVICE == "cuda" else "bf16")
+
+
 def test_device_map_reaches_the_model(under, monkeypatch):
     asked, load = [], rig.load_model
 
