@@ -139,12 +139,14 @@ def test_without_a_target_there_is_none(folder):
 
 @torch.inference_mode()
 def test_activations_are_changed_where_they_are_read_or_behind(folder):
-    plain = AutoModelForCausalLM.from_pretrained(folder).eval()(TOKENS).logits
+    own = AutoModelForCausalLM.from_pretrained(folder).eval()(TOKENS).logits
     reads = resolve_hookpoint("blocks.1.hook_resid_pre", read_model_config(folder))
     writes = resolve_hookpoint("blocks.1.hook_resid_post", read_model_config(folder))
     model = load_model(
         describe_model(folder), reads, device=CPU, dtype=torch.float32, whole=True
     )
+    plain = model.logits(TOKENS, write=reads)
+    torch.testing.assert_close(plain, own, rtol=0, atol=2e-5)
     for place in (reads, writes):
         same = model.logits(TOKENS, write=place, change=lambda _, there: there)
         torch.testing.assert_close(same, plain, rtol=0, atol=0)
