@@ -258,8 +258,8 @@ class _Extraction:
                 f"checkpoint {checkpoint.path} was made under other conditions "
                 f"({'; '.join(differing)}): continuing would change the numbers. Resume "
                 "where they are the same (Settings threads, device and tile_tokens, the "
-                f"same torch), or delete {checkpoint.path.parent.parent} to start from the "
-                "beginning"
+                "same torch, the same kind of processor), or delete "
+                f"{checkpoint.path.parent.parent} to start from the beginning"
             )
 
     # --- the loop ---
