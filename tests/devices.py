@@ -2,4 +2,11 @@
 
 import os
 
+import pytest
+
+from extraction_kit.sources import onednn
+
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
+needs_onednn = pytest.mark.skipif(
+    not onednn.is_there(), reason="no torch for x86: there is no product of oneDNN to test"
+)

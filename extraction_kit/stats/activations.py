@@ -30,6 +30,16 @@ def picked(
     return column.index_select(0, index)
 
 
+def starts(*columns: Shaped[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Return which rows differ from the row before them in any column; the first one does."""
+    one, *others = columns
+    found = torch.ones_like(one, dtype=torch.bool)
+    torch.ne(one[1:], one[:-1], out=found[1:])
+    for column in others:
+        found[1:] |= column[1:] != column[:-1]
+    return found
+
+
 def spans(
     begin: Int64[Tensor, " span"], length: Int64[Tensor, " span"]
 ) -> Int64[Tensor, " entry"]:
@@ -191,8 +201,7 @@ class Activations:
         """One peak per (context, feature) that is active."""
         order = self.by_cell
         cell = picked(self.cell, order)
-        first = torch.ones_like(cell, dtype=torch.bool)
-        torch.ne(cell[1:], cell[:-1], out=first[1:])
+        first = starts(cell)
         begin = flat_nonzero(first)
         cell = picked(cell, begin)
         # One integer maximum decides by value, then by earliest position: deterministic

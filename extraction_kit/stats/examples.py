@@ -17,7 +17,14 @@ from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
 from extraction_kit.results import Examples
-from extraction_kit.stats.activations import Activations, Peaks, flat_nonzero, picked, spans
+from extraction_kit.stats.activations import (
+    Activations,
+    Peaks,
+    flat_nonzero,
+    picked,
+    spans,
+    starts,
+)
 from extraction_kit.stats.statistic import FeatureStatistic
 
 MIN_BUFFER, MAX_BUFFER = 2**18, 2**22
@@ -108,9 +115,7 @@ def _columns(rows: Rows) -> list[Tensor]:
 def ranks(slot: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
     """Return the rank of each row among its slot's; `slot` is ascending."""
     place = torch.arange(slot.numel(), device=slot.device)
-    first = torch.ones_like(slot, dtype=torch.bool)
-    torch.ne(slot[1:], slot[:-1], out=first[1:])
-    begin = flat_nonzero(first)
+    begin = flat_nonzero(starts(slot))
     length = torch.diff(begin, append=begin.new_full((1,), slot.numel()))
     return place - torch.repeat_interleave(begin, length, output_size=slot.numel())
 

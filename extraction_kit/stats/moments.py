@@ -7,7 +7,13 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from extraction_kit.stats.activations import Activations, flat_nonzero, ordered_bits, picked
+from extraction_kit.stats.activations import (
+    Activations,
+    flat_nonzero,
+    ordered_bits,
+    picked,
+    starts,
+)
 from extraction_kit.stats.statistic import FeatureStatistic, count_into
 
 
@@ -100,8 +106,7 @@ class Maximum(FeatureStatistic):
         pos = torch.cat([self.max_pos[held], pos])
         order = best_first(feature, value, context)
         feature = feature[order]
-        first = torch.ones_like(feature, dtype=torch.bool)
-        first[1:] = feature[1:] != feature[:-1]
+        first = starts(feature)
         winner = order[first]
         feature = feature[first]
         self.max_act[feature] = value[winner]

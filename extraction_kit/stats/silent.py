@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from extraction_kit.results import GROUPS, Examples
-from extraction_kit.stats.activations import Activations, flat_nonzero, picked
+from extraction_kit.stats.activations import Activations, flat_nonzero, picked, starts
 from extraction_kit.stats.hashing import LARGEST, Draw, mixed
 from extraction_kit.stats.statistic import FeatureStatistic
 
@@ -202,6 +202,5 @@ def _first_of_each(
     """Return the different numbers, ascending, and the first place of each."""
     order = torch.argsort(number, stable=True)
     ascending = number[order]
-    new = torch.ones_like(ascending, dtype=torch.bool)
-    new[1:] = ascending[1:] != ascending[:-1]
+    new = starts(ascending)
     return ascending[new], order[new]

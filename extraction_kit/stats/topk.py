@@ -10,7 +10,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from extraction_kit.results import GROUPS
-from extraction_kit.stats.activations import Activations, Peaks, flat_nonzero, picked
+from extraction_kit.stats.activations import (
+    Activations,
+    Peaks,
+    flat_nonzero,
+    picked,
+    starts,
+)
 from extraction_kit.stats.examples import ExampleStatistic, Rows, ranks
 from extraction_kit.stats.hashing import LARGEST, mixed
 from extraction_kit.stats.moments import best_first
@@ -132,7 +138,4 @@ def _first_of_each(
     """Return, in order, the places where a (feature, identity) comes for the first time."""
     order = torch.argsort(identity, stable=True)
     order = order[torch.argsort(feature[order], stable=True)]
-    feature, identity = feature[order], identity[order]
-    new = torch.ones_like(feature, dtype=torch.bool)
-    new[1:] = (feature[1:] != feature[:-1]) | (identity[1:] != identity[:-1])
-    return torch.sort(order[new]).values
+    return torch.sort(order[starts(feature[order], identity[order])]).values

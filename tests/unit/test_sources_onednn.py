@@ -11,10 +11,10 @@ from extraction_kit.paths import Paths
 from extraction_kit.sources import onednn
 from extraction_kit.testing import tiny_training
 from extraction_kit.trainings import describe_training
+from tests.devices import needs_onednn
 from tests.unit.extraction.stops import stopper
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-needs_onednn = pytest.mark.skipif(not onednn.is_there(), reason="this torch has no oneDNN")
 
 
 # --- the product --------------------------------------------------------------------------

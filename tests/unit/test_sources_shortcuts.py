@@ -11,8 +11,8 @@ from extraction_kit.errors import BadModel
 from extraction_kit.sources import HookedModel, onednn
 from extraction_kit.sources.shortcuts import Shortcuts
 from extraction_kit.trainings import Hookpoint
+from tests.devices import needs_onednn
 
-needs_onednn = pytest.mark.skipif(not onednn.is_there(), reason="this torch has no oneDNN")
 TOKENS = torch.arange(4, 36).view(2, 16)
 
 
